@@ -1,0 +1,20 @@
+"""Preference fine-tuning on bandits and sequences: simulate it, see it, trust it."""
+
+from bandit_pft.groups import ExactGroup, Group, prepare
+from bandit_pft.methods import ADAM, SGD, Method
+from bandit_pft.objectives import OBJECTIVES, force, measure, objective, with_kl
+from bandit_pft.policies import context_network, factorised, tabular, tabular_shared, transformer
+from bandit_pft.probes import State, distribution_probe, standard_probe
+from bandit_pft.problems import (
+    Problem,
+    bandit,
+    contextual_bandit,
+    length_problem,
+    paper_bandit,
+    paper_reference,
+    paper_sequences,
+    peaks,
+    sequences,
+)
+from bandit_pft.simulate import simulate
+from bandit_pft.sweep import load, save, sweep

@@ -1,0 +1,47 @@
+"""Objectives: pure functions of log-probabilities. `OBJECTIVES` lists them by name."""
+
+from bandit_pft.objectives import distribution, policy_gradient, preference, supervised, unpaired
+from bandit_pft.objectives.core import (
+    HYPER,
+    OBJECTIVES,
+    Family,
+    Hyper,
+    Logp,
+    Loss,
+    Objective,
+    Properties,
+    Range,
+    as_objective,
+    batch_force,
+    batch_loss,
+    force,
+    get_objective,
+    measure,
+    objective,
+    with_kl,
+)
+
+__all__ = [
+    "HYPER",
+    "OBJECTIVES",
+    "Family",
+    "Hyper",
+    "Logp",
+    "Loss",
+    "Objective",
+    "Properties",
+    "Range",
+    "as_objective",
+    "batch_force",
+    "batch_loss",
+    "distribution",
+    "force",
+    "get_objective",
+    "measure",
+    "objective",
+    "policy_gradient",
+    "preference",
+    "supervised",
+    "unpaired",
+    "with_kl",
+]

@@ -1,0 +1,114 @@
+"""What a run records: functions of the learner's state, evaluated inside the compiled loop."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, PyTree
+
+from bandit_pft import metrics
+from bandit_pft.errors import ConfigError
+from bandit_pft.groups import Group
+from bandit_pft.policies import Policy
+from bandit_pft.problems import Problem
+
+SAMPLES = 32  # Draws per context where responses cannot be enumerated.
+
+
+class State(NamedTuple):
+    """What a probe may look at: the learner before a step, and the batch it is about to learn from.
+
+    Attributes:
+        step: gradient steps taken so far.
+        params: of the policy.
+        log_probs: [S, A], nats; None where responses cannot be enumerated.
+        ref_log_probs: [S, A], of the reference that the learner is held to; None likewise.
+        rewards: [S, A], the true ones; None likewise.
+        groups: the minibatch, leaves [M, ...]. force, logp: [M, N, T]. loss: its loss.
+        key: for probes that sample.
+        policy, ref_params: the policy, and the parameters of the reference where `reference="initial"`.
+    """
+
+    step: Array
+    params: PyTree
+    log_probs: Array | None
+    ref_log_probs: Array | None
+    rewards: Array | None
+    groups: Group
+    logp: Array
+    force: Array
+    loss: Array
+    key: Array
+    policy: Policy
+    ref_params: PyTree
+
+
+Probe = Callable[[Problem, State], Mapping[str, Array]]
+
+
+def standard_probe(problem: Problem, state: State) -> dict[str, Array]:
+    """Expected reward, KL to the reference both ways [nats], entropy [nats] and mass near the peak: context means.
+
+    Exact where responses can be enumerated, otherwise the mean over `SAMPLES` draws per context.
+    """
+    if state.log_probs is None or state.ref_log_probs is None or state.rewards is None:
+        return _sampled_metrics(problem, state)
+    near = metrics.near_peak(state.rewards)
+    values = {
+        "expected_reward": metrics.expected_reward(state.log_probs, state.rewards),
+        "kl": metrics.kl(state.log_probs, state.ref_log_probs),
+        "kl_reverse": metrics.kl(state.ref_log_probs, state.log_probs),
+        "entropy": metrics.entropy(state.log_probs),
+        "mass_near_peak": metrics.mass(state.log_probs, near),
+    }
+    return {name: value.mean() for name, value in values.items()}
+
+
+def distribution_probe(problem: Problem, state: State) -> dict[str, Array]:
+    """The standard numbers, and the whole policy as `log_prob` [A], the mean over contexts of pi, in nats."""
+    if state.log_probs is None:
+        raise ConfigError("distribution_probe needs a problem whose responses can be enumerated")
+    mean = jax.nn.logsumexp(state.log_probs, axis=0) - math.log(state.log_probs.shape[0])
+    return {**standard_probe(problem, state), "log_prob": mean}
+
+
+def _sampled_metrics(problem: Problem, state: State) -> dict[str, Array]:
+    low, high = problem.reward_range()
+
+    def one(context: Array, key: Array) -> dict[str, Array]:
+        ours, theirs = jax.random.split(key)
+        own = state.policy.sample(state.params, problem, context, ours, SAMPLES)
+        other = _sample_reference(state, problem, context, theirs)
+        reward = problem.reward(context, own, problem.mask_of(own))
+        own_gap, own_logp = _log_ratio(state, problem, context, own)
+        other_gap, _ = _log_ratio(state, problem, context, other)
+        return {
+            "expected_reward": reward.mean(),
+            "kl": own_gap.mean(),
+            "kl_reverse": -other_gap.mean(),
+            "entropy": -own_logp.mean(),
+            "mass_near_peak": (reward >= (low + high) / 2).mean(),
+        }
+
+    contexts = jnp.arange(problem.num_contexts)
+    each = jax.vmap(one)(contexts, jax.random.split(state.key, problem.num_contexts))
+    return {name: value.mean() for name, value in each.items()}
+
+
+def _sample_reference(state: State, problem: Problem, context: Array, key: Array) -> Array:
+    if state.ref_params is None:
+        return problem.sample_ref(context, key, SAMPLES)
+    return state.policy.sample(state.ref_params, problem, context, key, SAMPLES)
+
+
+def _log_ratio(state: State, problem: Problem, context: Array, response: Array) -> tuple[Array, Array]:
+    mask = problem.mask_of(response)
+    total = lambda x: jnp.where(mask, x, 0).sum(-1)
+    logp = total(state.policy.log_prob(state.params, problem, context, response))
+    if state.ref_params is None:
+        return logp - total(problem.ref_log_prob(context, response)), logp
+    return logp - total(state.policy.log_prob(state.ref_params, problem, context, response)), logp

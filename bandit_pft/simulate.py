@@ -1,0 +1,533 @@
+"""One learner on one problem: a single `lax.scan` over gradient steps.
+
+Problem, method, what to record and result are separate values. Everything numeric in a method is traced, so that a
+slider or an axis of a sweep never recompiles; shapes, the objective, the policy and the optimiser are static.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Key, PyTree
+
+from bandit_pft.errors import ConfigError, ResourceError, check_integer
+from bandit_pft.groups import ExactGroup, Group, prepare
+from bandit_pft.kernels import levels, sample_from_uniform
+from bandit_pft.methods import Method, batch_sizes
+from bandit_pft.objectives.core import batch_loss
+from bandit_pft.probes import Probe, State, standard_probe
+from bandit_pft.problems import Problem
+from bandit_pft.proxy import fit_proxy
+
+PREDRAW = 1 << 22  # Uniforms per run drawn before the loop, at most: one large hash beats many small ones.
+
+
+class Result(NamedTuple):
+    """What `simulate` gives back.
+
+    Attributes:
+        record: the probe's values with a leading axis: before step 0, `every`, 2 `every`, ..., and after the last.
+        params: final parameters.
+        first_bad_step: the step at which the run turned non-finite and was frozen, -1 for a healthy run.
+    """
+
+    record: PyTree
+    params: PyTree
+    first_bad_step: Array
+
+
+def simulate(
+    problem: Problem,
+    method: Method,
+    key: Key[Array, ""] | int,
+    *,
+    steps: int,
+    probe: Probe = standard_probe,
+    every: int = 1,
+) -> Result:
+    """Run one method on one problem.
+
+    Args:
+        key: a JAX key, or a seed from 0 to 2^32 - 1.
+        steps: gradient steps; must be a multiple of `every`.
+        probe: decides what is recorded; see `State`. Make it once: it is compared by identity.
+        every: record every so many steps.
+
+    Returns:
+        A `Result`; `record` holds steps / every + 1 rows.
+
+    Raises:
+        ConfigError, TypeError: an option that does not fit. DomainError: a value out of range.
+        ResourceError: the record would not fit into memory (refused before anything runs).
+    """
+    check_run(problem, method, steps, every)
+    if not isinstance(key, jax.Array):
+        key = seed_key(key)
+    arguments = problem, method, key, Plan(*map(np.int32, plan(problem, method)))
+    guard(run_jit.eval_shape(*arguments, steps=steps, probe=probe, every=every), 1, problem, method)
+    return run_jit(*arguments, steps=steps, probe=probe, every=every)
+
+
+def seed_key(seed: Any) -> Key[Array, ""]:
+    """The key of a seed; the generator is named, so that a changed default does not change results."""
+    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**32:
+        raise ConfigError(f"seed is {seed!r}; it must be a whole number from 0 to 4294967295")
+    return jax.random.key(np.uint32(seed), impl="threefry2x32")
+
+
+def check_run(problem: Problem, method: Method, steps: int, every: int) -> None:
+    """Refuse what does not fit together, before anything is compiled."""
+    if not isinstance(problem, Problem):
+        raise TypeError(f"problem is {problem!r}; make one with bandit(...) or paper_bandit('R4')")
+    if not isinstance(method, Method):
+        raise TypeError(f"method is {method!r}; make one with Method('dpo', learning_rate=0.1)")
+    check_integer("steps", steps, at_least=0)
+    check_integer("every", every, at_least=1)
+    if steps % every:
+        raise ConfigError(f"steps is {steps}; it must be a multiple of every = {every}")
+    if steps >= 2**30:
+        raise ConfigError(f"steps is {steps}; it must be below {2**30}")
+    prompts, minibatch = batch_sizes(problem, method)
+    if prompts > problem.num_contexts:
+        raise ConfigError(f"prompts is {prompts}, the problem has {problem.num_contexts} contexts: use at most those")
+    if prompts % minibatch:
+        raise ConfigError(f"minibatch is {minibatch}; it must divide prompts = {prompts}")
+    if method.data == "exact" and not (problem.enumerable and method.policy.table is not None):
+        raise ConfigError(
+            f"data='exact' enumerates all responses, which {problem.name or 'this problem'} under policy "
+            f"{method.policy.name} does not allow: use data='sampled'"
+        )
+
+
+def guard(result: Any, rows: int, problem: Problem, method: Method) -> None:
+    """Refuse a run whose record, parameters and pairs exceed the memory that is free.
+
+    Raises:
+        ResourceError: with the bytes and what to change.
+    """
+    record = rows * sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(result))
+    _, minibatch = batch_sizes(problem, method)
+    responses = problem.num_responses if method.data == "exact" else method.num_responses
+    pairs = 3 * 4 * minibatch * responses**2 if method.objective.family == "preference" else 0
+    free = available_memory()
+    if record > free:
+        raise ResourceError(
+            f"recording {rows} runs needs {record / 1e9:.1f} GB, {free / 1e9:.1f} GB are free: "
+            "record less often (every=...), use fewer seeds, or a probe that keeps less than whole distributions"
+        )
+    if pairs > free:
+        raise ResourceError(
+            f"{method.name}: all pairs of {responses} responses need {pairs / 1e9:.1f} GB, "
+            f"{free / 1e9:.1f} GB are free: use data='sampled' with fewer num_responses"
+        )
+
+
+def available_memory() -> float:
+    """70 % of the bytes this process may still use: of the machine, or of its control group."""
+    limits = [math.inf]
+    try:
+        with open("/proc/meminfo") as lines:
+            limits += [1024 * float(line.split()[1]) for line in lines if line.startswith("MemAvailable")]
+        with open("/sys/fs/cgroup/memory.max") as most, open("/sys/fs/cgroup/memory.current") as used:
+            limits.append(float(most.read().replace("max", "inf")) - float(used.read()))
+    except (OSError, ValueError):
+        pass
+    if limits == [math.inf] and hasattr(os, "sysconf"):
+        limits.append(float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")))
+    return 0.7 * min(limits)
+
+
+class Draw(NamedTuple):
+    """Randomness of one collection: uniforms of the actions, a key for label noise, one key per context."""
+
+    uniform: Float[Array, "B levels N"] | None
+    noise: Key[Array, ""]
+    contexts: Key[Array, " B"] | None
+
+
+class Collected(NamedTuple):
+    """What has to be kept of a collection until the next one; the rest of a batch follows from it.
+
+    `response` and `noise` are None for exact data, `old` is then the table of the policy that they come from.
+    """
+
+    response: Int[Array, "B N T"] | None
+    old: Float[Array, "B N T"] | Float[Array, "B A"]
+    noise: Float[Array, "B N"] | None
+    baseline: Float[Array, ""]
+    scale: Float[Array, ""]
+
+
+class Carry(NamedTuple):
+    """What a gradient step changes. `stats` are decayed sums of 1, reward and squared reward."""
+
+    params: PyTree
+    optimizer: PyTree
+    collected: Collected
+    stats: Float[Array, "3"]
+    first_bad_step: Array
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("problem", "method", "params", "order", "proxy", "draws", "step_key"),
+    meta_fields=(),
+)
+@dataclass(frozen=True)
+class Loop:
+    """One run before its first step: everything that gradient steps read and do not change.
+
+    `params` are the initial ones, `proxy` the fitted reward per token or None, `draws` the randomness of all steps
+    where that is small enough to be drawn at once.
+    """
+
+    problem: Problem
+    method: Method
+    params: PyTree
+    order: Array
+    proxy: Array | None
+    draws: Draw | None
+    step_key: Array
+
+    @classmethod
+    def make(cls, problem: Problem, method: Method, key: Key[Array, ""], steps: int) -> Loop:
+        init_key, order_key, proxy_key, step_key = jax.random.split(key, 4)
+        contexts = jnp.arange(problem.num_contexts)
+        prompts, _ = batch_sizes(problem, method)
+        order = contexts if prompts == contexts.size else jax.random.permutation(order_key, contexts.size)
+        loop = cls(problem, method, method.policy.init(init_key, problem), order, None, None, step_key)
+        if method.proxy is not None:
+            chosen = order[:prompts]
+            table = loop.data_table(chosen) if loop.enumerable else None
+            data = loop.collect(loop.params, table, chosen, jnp.zeros(()), loop.draw(jnp.asarray(0)))
+            model = fit_proxy(method.proxy, prepare(loop.groups(data, chosen)), problem.num_tokens, proxy_key)
+            loop = replace(loop, proxy=model)
+        if loop.by_table and (steps + 1) * prompts * levels(problem.num_responses) * method.num_responses <= PREDRAW:
+            loop = replace(loop, draws=jax.vmap(loop.draw)(jnp.arange(steps + 1)))
+        return loop
+
+    # --- tables and log-probabilities ------------------------------------------------------------------------------
+    @property
+    def exact(self) -> bool:
+        """Whether every response is enumerated instead of drawn."""
+        return self.method.data == "exact"
+
+    @property
+    def enumerable(self) -> bool:
+        """Whether the policy's probability of every response can be had."""
+        return self.problem.enumerable and self.method.policy.table is not None
+
+    @property
+    def by_table(self) -> bool:
+        """Whether responses are drawn from a table of all of them."""
+        return not self.exact and self.problem.length == 1 and self.enumerable
+
+    def per_context(self, f: Any, contexts: Array) -> Array:
+        # A lone context is a static index, which spares the copy that a gather would make.
+        return f(0)[None] if self.problem.num_contexts == 1 else jax.vmap(f)(contexts)
+
+    def learner_table(self, params: PyTree, contexts: Array) -> Float[Array, "M A"]:
+        table = self.method.policy.table
+        assert table is not None
+        return self.per_context(lambda c: table(params, self.problem, c), contexts)
+
+    def reference_table(self, contexts: Array) -> Float[Array, "M A"]:
+        if self.method.reference == "initial":
+            return self.learner_table(self.params, contexts)
+        return self.per_context(self.problem.ref_table, contexts)
+
+    def data_table(self, contexts: Array) -> Float[Array, "M A"]:
+        if self.method.reference == "initial":
+            return self.learner_table(self.params, contexts)
+        return self.per_context(self.problem.data_table, contexts)
+
+    def log_prob(self, params: PyTree, contexts: Array, response: Array) -> Float[Array, "M N T"]:
+        return jax.vmap(lambda c, r: self.method.policy.log_prob(params, self.problem, c, r))(contexts, response)
+
+    def reference_log_prob(self, contexts: Array, response: Array) -> Float[Array, "M N T"]:
+        if self.method.reference == "initial":
+            return self.log_prob(self.params, contexts, response)
+        if self.by_table:
+            return jnp.take_along_axis(self.reference_table(contexts), response[..., 0], -1)[..., None]
+        return jax.vmap(self.problem.ref_log_prob)(contexts, response)
+
+    def data_log_prob(self, contexts: Array, response: Array) -> Float[Array, "M N T"]:
+        if self.method.reference == "initial":
+            return self.log_prob(self.params, contexts, response)
+        return jax.vmap(self.problem.data_log_prob)(contexts, response)
+
+    def learner_log_prob(self, params: PyTree, contexts: Array, groups: Group) -> Float[Array, "M N T"]:
+        """Of the responses in a batch, differentiable in the parameters."""
+        if self.problem.length > 1 or not self.enumerable:
+            return self.log_prob(params, contexts, groups.response)
+        table = self.learner_table(params, contexts)
+        return (table if self.exact else jnp.take_along_axis(table, groups.response[..., 0], -1))[..., None]
+
+    # --- collection ------------------------------------------------------------------------------------------------
+    def draw(self, step: Array) -> Draw:
+        """The randomness of the collection at this step: a function of the run's key and the step alone."""
+        here = jax.random.fold_in(self.step_key, step)
+        prompts, _ = batch_sizes(self.problem, self.method)
+        if self.by_table:
+            shape = (prompts, levels(self.problem.num_responses), self.method.num_responses)
+            return Draw(jax.random.uniform(here, shape), jax.random.fold_in(here, 1), None)
+        return Draw(None, jax.random.fold_in(here, 1), jax.random.split(here, prompts))
+
+    def contexts(self, step: Array, period: Array) -> Array:
+        """The contexts of the collection that this step learns from: all, or the next B in a fixed random order."""
+        prompts, _ = batch_sizes(self.problem, self.method)
+        if prompts == self.problem.num_contexts:
+            return self.order
+        return self.order[((step // period) * prompts + jnp.arange(prompts)) % self.problem.num_contexts]
+
+    def collect(
+        self, params: PyTree, table: Array | None, contexts: Array, on_policy: Array, draw: Draw
+    ) -> Collected:
+        """N responses to each context, from the table of the mixed policy, or from learner and data in turn."""
+        one = jnp.ones(())
+        if self.exact:
+            assert table is not None
+            return Collected(None, table, None, one, one)
+        if self.by_table:
+            assert table is not None and draw.uniform is not None
+            action = jax.vmap(sample_from_uniform)(draw.uniform, table)
+            response, old = action[..., None], jnp.take_along_axis(table, action, -1)[..., None]
+        else:
+            assert draw.contexts is not None
+            own, data, mine = jax.vmap(partial(self.draw_sequences, params, on_policy))(contexts, draw.contexts)
+            response = jnp.where(mine, own, data)
+            old = jnp.where(mine, self.log_prob(params, contexts, response), self.data_log_prob(contexts, response))
+        noise = None if self.method.label_noise is None else jax.random.gumbel(draw.noise, response.shape[:2])
+        return Collected(response, old, noise, one, one)
+
+    def draw_sequences(
+        self, params: PyTree, on_policy: Array, context: Array, key: Array
+    ) -> tuple[Array, Array, Array]:
+        """N responses from the learner, N from the data, and which of the two to take."""
+        problem, policy, n = self.problem, self.method.policy, self.method.num_responses
+        own_key, data_key, mix_key = jax.random.split(key, 3)
+        own = policy.sample(params, problem, context, own_key, n)
+        if self.method.reference == "initial":
+            data = policy.sample(self.params, problem, context, data_key, n)
+        else:
+            data = problem.sample_data(context, data_key, n)
+        return own, data, jax.random.uniform(mix_key, (n, 1)) < on_policy
+
+    def groups(self, collected: Collected, contexts: Array) -> Group:
+        """The batch that was collected, rewarded and scored; what `prepare` writes is neutral."""
+        problem, method = self.problem, self.method
+        if self.exact:
+            listed, mask = problem.responses()
+            reference, mixed = self.reference_table(contexts), collected.old
+            possible = jnp.isfinite(mixed) & jnp.isfinite(reference)
+            response = jnp.broadcast_to(listed, (*contexts.shape, *listed.shape))
+            mask = jnp.asarray(mask) & possible[..., None]
+            weight = jnp.where(possible, jnp.exp(mixed), 0)
+            if problem.length == 1:
+                reference, old = reference[..., None], mixed[..., None]
+            else:
+                reference = self.reference_log_prob(contexts, response)
+                # A table knows whole responses only: their total stands at the first token.
+                old = jnp.where(jnp.arange(problem.length) == 0, mixed[..., None], 0)
+        else:
+            assert collected.response is not None
+            response, old = collected.response, collected.old
+            mask = jnp.ones(response.shape, bool) if problem.length == 1 else problem.mask_of(response)
+            weight = jnp.full(response.shape[:2], 1 / method.num_responses)
+            reference = self.reference_log_prob(contexts, response)
+        reward = self.reward(contexts, response, mask)
+        score, temperature = reward, jnp.zeros(())
+        if method.label_noise is not None:
+            temperature = jnp.asarray(method.label_noise, reward.dtype)
+            # An exact group averages over the noise instead of drawing it.
+            score = reward if collected.noise is None else reward + temperature * collected.noise
+        each = lambda x: jnp.broadcast_to(jnp.asarray(x, reward.dtype), contexts.shape)
+        threshold = (weight * score).sum(-1) if method.threshold is None else each(method.threshold)
+        return (ExactGroup if self.exact else Group)(
+            response=response, mask=mask, weight=weight, reward=reward, score=score, ref_logp=reference, old_logp=old,
+            draws=each(method.num_responses), temperature=each(temperature), min_gap=each(method.min_gap),
+            threshold=threshold, baseline=each(collected.baseline), scale=each(collected.scale), share=each(1),
+            token_share=each(1), pair_share=each(1), kept_share=each(1), kl=each(0), mean_gain=each(0),
+        )  # fmt: skip
+
+    def reward(self, contexts: Array, response: Array, mask: Array) -> Float[Array, "M N"]:
+        """What the learner is told: the proxy's reward where there is one."""
+        if self.proxy is not None:
+            return jnp.where(mask, self.proxy[response], 0).sum(-1)
+        if self.problem.length > 1 or not self.enumerable:
+            return jax.vmap(self.problem.reward)(contexts, response, mask)
+        table = self.per_context(self.problem.reward_table, contexts)
+        return table if self.exact else jnp.take_along_axis(table, response[..., 0], -1)
+
+    # --- the loop --------------------------------------------------------------------------------------------------
+    def start(self) -> Carry:
+        """Before the first step. The collection is blank: the first step makes one."""
+        prompts, _ = batch_sizes(self.problem, self.method)
+        blank = jax.eval_shape(lambda: self.refresh(self.params, jnp.zeros(3), self.tables(), self.order[:prompts],
+                                                    jnp.asarray(0))[0])  # fmt: skip
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), blank)
+        return Carry(self.params, self.method.optimizer.init(self.params), zeros, jnp.zeros(3), jnp.asarray(-1))
+
+    def tables(self) -> Array | None:
+        """A stand-in of the right shape for the table of the mixed policy."""
+        prompts, _ = batch_sizes(self.problem, self.method)
+        return self.data_table(self.order[:prompts]) if self.exact or self.by_table else None
+
+    def refresh(
+        self, params: PyTree, stats: Array, table: Array | None, contexts: Array, step: Array
+    ) -> tuple[Collected, Array]:
+        """A new collection, with running statistics of the rewards up to and including it."""
+        draw = self.draw(step) if self.draws is None else jax.tree.map(lambda x: x[step], self.draws)
+        on_policy = jnp.asarray(self.method.on_policy, jnp.float32)
+        collected = self.collect(params, table, contexts, on_policy, draw)
+        groups = self.groups(collected, contexts)
+        moment = lambda x: (groups.weight * x).sum(-1).mean()
+        seen = jnp.stack([jnp.ones(()), moment(groups.reward), moment(groups.reward**2)])
+        stats = self.method.memory * stats + (1 - self.method.memory) * seen
+        baseline, square = stats[1] / stats[0], stats[2] / stats[0]
+        variance = square - baseline**2
+        # Below the rounding of the squares there is no signal to scale.
+        scale = jnp.where(variance > 1e-6 * square, jnp.sqrt(jnp.maximum(variance, 1e-30)), 1.0)
+        return collected._replace(baseline=baseline, scale=scale), stats
+
+    def learn(self, carry: Carry, contexts: Array, step: Array, live: Array) -> tuple[Carry, State]:
+        """One gradient step on the collection in hand, taken when live; and what a probe sees before it."""
+        method, params, collected = self.method, carry.params, carry.collected
+        prompts, minibatch = batch_sizes(self.problem, method)
+        if minibatch < prompts:
+            cut = lambda x: jax.lax.dynamic_slice_in_dim(x, (step % (prompts // minibatch)) * minibatch, minibatch)
+            contexts = cut(contexts)
+            collected = jax.tree.map(lambda x: cut(x) if x.ndim else x, collected)
+        batch = self.groups(collected, contexts)
+        logp, pull = jax.vjp(lambda p: self.learner_log_prob(p, contexts, batch), params)
+        # No group of a simulation is padding, so each has the same share.
+        batch = prepare(batch, logp)._replace(share=jnp.full((minibatch,), 1 / minibatch))
+        loss, slope = jax.value_and_grad(lambda x: batch_loss(method.objective, x, batch, **method.hyper))(logp)
+        update, optimizer = method.optimizer.update(pull(slope)[0], carry.optimizer, params)
+        rate = jnp.asarray(method.learning_rate, logp.dtype)
+        if method.schedule is not None:
+            rate = rate * method.schedule(step)
+        healthy = jnp.isfinite(slope.sum() + jnp.where(batch.mask, logp, 0).sum())
+        first_bad = jnp.where((carry.first_bad_step < 0) & ~healthy, step, carry.first_bad_step)
+        keep = lambda new, old: jnp.where(live & (first_bad < 0), new, old)
+        moved = jax.tree.map(lambda p, u: keep(p + rate.astype(p.dtype) * u, p), params, update)
+        everything = jnp.arange(self.problem.num_contexts)
+        table = lambda f: f() if self.enumerable else None
+        state = State(
+            step=step,
+            params=params,
+            log_probs=table(lambda: self.learner_table(params, everything)),
+            ref_log_probs=table(lambda: self.reference_table(everything)),
+            rewards=table(lambda: self.per_context(self.problem.reward_table, everything)),
+            groups=batch,
+            logp=logp,
+            force=-slope,
+            loss=loss,
+            key=jax.random.fold_in(self.step_key, step),
+            policy=method.policy,
+            ref_params=self.params if method.reference == "initial" else None,
+        )
+        optimizer = jax.tree.map(keep, optimizer, carry.optimizer)
+        return Carry(moved, optimizer, carry.collected, carry.stats, first_bad), state
+
+
+def mixture(own: Array, data: Array, fraction: Array) -> Array:
+    """log(fraction * e^own + (1 - fraction) * e^data), exact at fractions 0 and 1."""
+    both = jnp.logaddexp(own + jnp.log(fraction), data + jnp.log1p(-fraction))
+    return jnp.where(fraction >= 1, own, jnp.where(fraction <= 0, data, both))
+
+
+class Plan(NamedTuple):
+    """What the runs of one program share, so that it stays a branch and does not become a select under vmap.
+
+    `period`: gradient steps from one collection to the next, reuse * B / M, at most 2^30 (collect once).
+    `regime`: 0 all responses from the learner, 1 all from the data, 2 a mixture.
+    """
+
+    period: Any
+    regime: Any
+
+
+def plan(problem: Problem, method: Method) -> Plan:
+    """The plan of one run, in whole Python numbers."""
+    prompts, minibatch = batch_sizes(problem, method)
+    fraction = float(method.on_policy)
+    period = int(min(float(method.reuse) * (prompts // minibatch), 2.0**30))
+    return Plan(period, 0 if fraction >= 1 else 1 if fraction <= 0 else 2)
+
+
+def run(
+    problem: Problem,
+    method: Method,
+    key: Array,
+    plan: Plan,
+    *,
+    steps: int,
+    probe: Probe,
+    every: int,
+    axis: int | None = None,
+) -> Result:
+    """The unchecked body of `simulate`, to be transformed by jit.
+
+    Args:
+        axis: None for one run. Otherwise every leaf of problem, method and key carries many runs along this axis, and
+            the plan is theirs together. The loop and its branches are outside and the runs inside: their axis stays
+            where it is, which decides the speed.
+    """
+
+    def over(f: Any, *shared: int, out: Any = axis) -> Any:
+        """f over all runs; `shared` are the positions of arguments without the axis."""
+        if axis is None:
+            return f
+        return lambda *args: jax.vmap(
+            f, in_axes=tuple(None if i in shared else axis for i in range(len(args))), out_axes=out
+        )(*args)
+
+    loop = over(partial(Loop.make, steps=steps))(problem, method, key)
+    one = loop if axis is None else jax.tree.map(lambda x: jax.lax.index_in_dim(x, 0, axis, keepdims=False), loop)
+    by_table = one.exact or one.by_table
+
+    def behaviour(own: Array, contexts: Array) -> Array:
+        """Table of the policy that the next responses come from."""
+        data = lambda: over(Loop.data_table)(loop, contexts)
+        mixed = lambda: over(lambda loop, own, data: mixture(own, data, loop.method.on_policy))(loop, own, data())
+        return jax.lax.switch(plan.regime, [lambda: own, data, mixed])
+
+    def observe(loop: Loop, carry: Carry, contexts: Array, step: Array) -> tuple[Carry, dict[str, Array]]:
+        new, state = loop.learn(carry, contexts, step, step < steps)
+        return new, dict(probe(loop.problem, state))
+
+    def advance(carry: Carry, step: Array) -> tuple[Carry, dict[str, Array]]:
+        contexts = over(Loop.contexts, 1, 2)(loop, step, plan.period)
+
+        # Outside the branch, so that it is shared with the gradient.
+        own = over(Loop.learner_table)(loop, carry.params, contexts) if by_table else None
+
+        def fresh() -> tuple[Collected, Array]:
+            table = None if own is None else behaviour(own, contexts)
+            return over(Loop.refresh, 5)(loop, carry.params, carry.stats, table, contexts, step)
+
+        collected, stats = jax.lax.cond(step % plan.period == 0, fresh, lambda: (carry.collected, carry.stats))
+        carry = carry._replace(collected=collected, stats=stats)
+        return over(observe, 3, out=(axis, 0))(loop, carry, contexts, step)
+
+    def chunk(carry: Carry, step: Array) -> tuple[Carry, Any]:
+        new, record = advance(carry, step)
+        if every > 1:
+            until = jnp.minimum(step + every, steps)
+            new = jax.lax.fori_loop(step + 1, until, lambda i, c: advance(c, i)[0], new)
+        return new, record
+
+    # One step more than asked for: it is recorded and not taken, which spares a second copy of the program.
+    carry, record = jax.lax.scan(chunk, over(Loop.start)(loop), jnp.arange(0, steps + 1, every))
+    return Result(record, carry.params, carry.first_bad_step)
+
+
+run_jit = jax.jit(run, static_argnames=("steps", "probe", "every", "axis"))

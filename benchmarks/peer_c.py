@@ -1,0 +1,102 @@
+"""C with OpenMP, compiled on the spot: the floor for the same work on this machine."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.tasks import BETA, EPS, TEMPERATURE, Run, Task, arrays
+
+OBJECTIVES = (
+    "forward_kl",
+    "reverse_kl",
+    "rwr",
+    "reinforce",
+    "rloo",
+    "grpo",
+    "best_of_n",
+    "pref_ft",
+    "dpo",
+    "ipo",
+)
+_ints = ("objective", "sampled", "actions", "padded", "rows", "steps", "draws")
+_floats = ("beta", "temperature", "eps")
+_pointers = ("ref", "reward", "rate", "target", "order")
+
+
+class _Task(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_int) for name in _ints),
+        *((name, ctypes.c_float) for name in _floats),
+        *((name, ctypes.c_void_p) for name in _pointers),
+    ]
+
+
+@functools.cache
+def library() -> ctypes.CDLL:
+    """The compiled kernel.
+
+    Raises:
+        RuntimeError: there is no C compiler, or it refuses the file.
+    """
+    compiler = shutil.which("gcc") or shutil.which("cc")
+    if compiler is None:
+        raise RuntimeError("no C compiler: install gcc")
+    with tempfile.TemporaryDirectory() as folder:
+        target = os.path.join(folder, "kernel.so")
+        flags = "-O3 -march=native -mprefer-vector-width=512 -ffast-math -fopenmp -fPIC -shared".split()
+        if os.uname().machine not in ("x86_64", "AMD64"):
+            flags.remove("-mprefer-vector-width=512")
+        made = subprocess.run(
+            [compiler, *flags, "-o", target, str(Path(__file__).with_name("kernel.c")), "-lm"],
+            capture_output=True,
+            text=True,
+        )
+        if made.returncode:
+            raise RuntimeError(f"{compiler} failed: {made.stderr[-300:]}")
+        kernel = ctypes.CDLL(target)
+    kernel.run.argtypes = [ctypes.c_void_p, ctypes.c_uint64, ctypes.c_void_p]
+    kernel.run.restype = None
+    kernel.triad.argtypes = [ctypes.c_int, *[ctypes.c_void_p] * 3]
+    kernel.triad.restype = ctypes.c_double
+    kernel.exponentials.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_void_p]
+    kernel.exponentials.restype = ctypes.c_double
+    return kernel
+
+
+def build(task: Task) -> Run:
+    kernel, problem = library(), arrays(task)
+    order = np.argsort(problem.reward, kind="stable").astype(np.int32)
+    extra = -task.actions % 16
+    pad = lambda x, value: np.pad(x, (0, extra), constant_values=np.float32(value))
+    tables = pad(problem.ref_logp, -1e30), pad(problem.reward, 0), problem.rate, pad(problem.target, 0), order
+    sizes = (task.sampled, task.actions, task.actions + extra, task.rows, task.steps, task.draws)
+    given = _Task(
+        OBJECTIVES.index(task.objective), *sizes, BETA, TEMPERATURE, EPS, *(x.ctypes.data for x in tables)
+    )
+
+    def run(seed: int, tables=tables) -> np.ndarray:  # holds on to the arrays behind the pointers
+        out = np.empty(task.rows, np.float32)
+        kernel.run(ctypes.byref(given), seed, out.ctypes.data)
+        return out
+
+    return run
+
+
+def machine(repeats: int = 5) -> dict[str, float]:
+    """Measured limits: memory bandwidth of a = b + s c [GB/s] and exponentials in cache [1/ns], all cores."""
+    kernel = library()
+    n = 1 << 24
+    a, b, c = (np.ones(n, np.float32) for _ in range(3))
+    sink = np.zeros(1024, np.float32)
+    threads = int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
+    triad = min(kernel.triad(n, *(x.ctypes.data for x in (a, b, c))) for _ in range(repeats + 1))
+    exps = min(kernel.exponentials(4096, 5000, sink.ctypes.data) for _ in range(repeats))
+    return {"triad_GB_per_s": 12 * n / triad / 1e9, "exponentials_per_ns": 4096 * 5000 * threads / exps / 1e9}

@@ -1,0 +1,59 @@
+"""This package, through its public interface: one `sweep` over learning rates and seeds."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+
+from bandit_pft import Method, bandit, sweep
+from benchmarks.tasks import BETA, TEMPERATURE, Run, Task, arrays
+
+HYPER = {
+    "forward_kl": {"beta": BETA},
+    "reverse_kl": {"beta": BETA},
+    "rwr": {"beta": TEMPERATURE},
+    "dpo": {"beta": BETA},
+    "ipo": {"beta": BETA},
+}
+
+
+def expected_reward_probe(problem, state):
+    return {"expected_reward": (jnp.exp(state.log_probs) * state.rewards).sum(-1).mean()}
+
+
+def build(task: Task) -> Run:
+    return build_many([task])
+
+
+def build_many(tasks: list[Task]) -> Run:
+    """All objectives in one call; the tasks differ in nothing else. Gives the mean over the tasks."""
+    task = tasks[0]
+    problems = [arrays(t) for t in tasks]
+    problem = bandit(problems[0].reward, problems[0].ref_logp, name="benchmark")
+    single = task.rates == 1
+    methods = [
+        Method(
+            t.objective,
+            hyper=HYPER.get(t.objective, {}),
+            learning_rate=float(p.rate[0]),
+            data="sampled" if t.sampled else "exact",
+            num_responses=t.draws,
+        )
+        for t, p in zip(tasks, problems, strict=True)
+    ]
+    grid = None if single else {"learning_rate": problems[0].rate[:: task.seeds]}
+
+    def run(seed: int) -> np.ndarray:
+        data = sweep(
+            problem,
+            methods,
+            seeds=range(seed * task.seeds, (seed + 1) * task.seeds),
+            steps=task.steps,
+            every=task.steps,
+            grid=grid,
+            probe=expected_reward_probe,
+        )
+        return data.expected_reward.isel(step=-1).mean("algorithm").values.reshape(-1)
+
+    run(0)
+    return run

@@ -1,0 +1,142 @@
+"""What is computed, independent of who computes it: the shared definition that every peer must reproduce.
+
+A task moves `rates` x `seeds` independent softmax policies over `actions` for `steps` of SGD on one objective, from the
+reference policy, and returns each policy's final expected reward, learning rates outermost. With `force`
+f = -d loss / d log pi, one step is `logits += rate * (f - sum(f) * pi)`.
+
+Objectives, with r the reward, d = log pi - log pi_ref, N draws from the current policy, and A actions enumerated:
+
+| name        | force, sampled (one number per draw)                        | force, exact (one number per action)             |
+| forward_kl  | -                                                           | q = softmax(log pi_ref + r / BETA)               |
+| reverse_kl  | -                                                           | pi * (g - E g), g = r / BETA - d                 |
+| rwr         | exp(r / TEMPERATURE) / N                                    | pi * exp(r / TEMPERATURE)                        |
+| reinforce   | r / N                                                       | pi * r                                           |
+| rloo        | (r - mean r) / (N - 1)                                      | -                                                |
+| grpo        | (r - mean r) / (std + EPS) / N, std with N - 1              | pi * (r - E r) / (std + EPS) * (N - 1) / N       |
+| best_of_n   | 1 for the best draw                                         | probability of being the best of N               |
+| pref_ft     | wins of the draw / all wins                                 | -                                                |
+| dpo, ipo    | mean over pairs with r_i > r_j of +slope for i, -slope for j (exact: pairs weighted by pi_i * pi_j);              |
+|             | slope dpo: BETA * sigmoid(-BETA * (d_i - d_j)); ipo: 2 * (1 / (2 * BETA) - (d_i - d_j))                             |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+BETA = 0.1
+TEMPERATURE = 0.5
+EPS = 1e-4  # in group z-scores
+
+# Learning rates at which 500 steps on 100 actions go a good part of the way, so that agreement means something.
+RATES = {
+    "forward_kl": 0.2,
+    "reverse_kl": 0.5,
+    "rwr": 0.1,
+    "reinforce": 0.7,
+    "rloo": 0.7,
+    "grpo": 0.2,
+    "best_of_n": 0.2,
+    "pref_ft": 0.3,
+    "dpo": 1.5,
+    "ipo": 0.05,
+}
+
+Run = Callable[[int], np.ndarray]  # seed -> final expected reward of each row
+
+
+class Task(NamedTuple):
+    """One cell of the table."""
+
+    workload: str
+    objective: str
+    sampled: bool
+    actions: int
+    rates: int
+    seeds: int
+    steps: int
+    draws: int = 16
+    rate: float = 0.0  # 0: from RATES, larger for shorter runs
+
+    @property
+    def rows(self) -> int:
+        return self.rates * self.seeds
+
+    @property
+    def label(self) -> str:
+        return f"{self.objective}{' (sampled)' if self.sampled else ''}"
+
+
+class Arrays(NamedTuple):
+    ref_logp: np.ndarray  # [A] nats
+    reward: np.ndarray  # [A]
+    rate: np.ndarray  # [rows]
+    target: np.ndarray  # [A] probabilities, softmax(ref_logp + reward / BETA)
+
+
+def arrays(task: Task) -> Arrays:
+    """The problem and the learning rates, float32."""
+    a = np.arange(task.actions)
+    reward = np.exp(-(((a - 0.7 * task.actions) / (0.1 * task.actions)) ** 2))
+    if task.actions == 100:
+        # tanh of a Cauchy(-0.7, 0.4), in 100 equal bins of [-1, 1].
+        edge = np.arctanh(np.linspace(-1, 1, 101)[1:-1])
+        upto = np.concatenate([[0], 0.5 + np.arctan((edge + 0.7) / 0.4) / np.pi, [1]])
+        logits = np.log(np.diff(upto))
+    else:
+        rng = np.random.default_rng(0)
+        wave = np.arange(1, 9)
+        phase = 2 * np.pi * (np.outer(wave, a / task.actions) + rng.random((8, 1)))
+        logits = (rng.normal(size=8) / wave) @ np.sin(phase)
+    ref_logp = log_softmax(logits)
+    scale = task.rate or RATES[task.objective] * min(10, 500 / task.steps)
+    rates = scale * np.linspace(0.5, 1.5, task.rates) if task.rates > 1 else np.full(1, scale)
+    rate = np.repeat(rates, task.seeds)
+    single = lambda x: np.ascontiguousarray(x, np.float32)
+    return Arrays(single(ref_logp), single(reward), single(rate), single(np.exp(log_softmax(ref_logp + reward / BETA))))
+
+
+def log_softmax(x: np.ndarray) -> np.ndarray:
+    x = x - x.max()
+    return x - np.log(np.exp(x).sum())
+
+
+EXACT = ("forward_kl", "rwr", "reinforce", "reverse_kl")
+SAMPLED = ("best_of_n", "grpo", "dpo", "ipo")
+ALL_EXACT = EXACT + SAMPLED
+ALL_SAMPLED = ("rwr", "reinforce", "rloo", "best_of_n", "grpo", "pref_ft", "dpo", "ipo")
+
+
+def workloads(quick: bool = False) -> dict[str, list[Task]]:
+    """The tasks of W1 to W4."""
+    rates = (4, 2, 1, 1) if quick else (32, 4, 1, 1)
+    seeds = (16, 4, 4, 16) if quick else (32, 8, 1, 32)
+    steps = (10, 5, 5, 10) if quick else (500, 200, 100, 200)
+    actions = (100, 3000, 20000, 100) if quick else (100, 50257, 1000000, 100)
+    cell = lambda name, k, objective, sampled, rate=0.0: Task(
+        name, objective, sampled, actions[k], rates[k], seeds[k], steps[k], rate=rate
+    )
+    large = lambda name, k: [
+        cell(name, k, "reinforce", False, 0.05 * actions[k]),
+        cell(name, k, "forward_kl", False, 0.002 * actions[k]),
+        cell(name, k, "grpo", True, 100.0),
+    ]
+    small = lambda name, names, sampled, k: [cell(name, k, objective, sampled) for objective in names]
+    return {
+        "W1": small("W1", EXACT, False, 0) + small("W1", SAMPLED, True, 0),
+        "W2": large("W2", 1),
+        "W3": large("W3", 2),
+        "W4 exact": small("W4 exact", ALL_EXACT, False, 3),
+        "W4 sampled": small("W4 sampled", ALL_SAMPLED, True, 3),
+    }
+
+
+TITLES = {
+    "W1": "K = 100, 1,024 policies, 500 steps; four exact objectives, four with 16 fresh draws a step",
+    "W2": "K = 50,257, 32 policies, 200 steps",
+    "W3": "K = 1,000,000, 1 policy, 100 steps",
+    "W4 exact": "latency of eight methods x 200 steps x 32 seeds, K = 100, every action enumerated",
+    "W4 sampled": "latency of eight methods x 200 steps x 32 seeds, K = 100, 16 draws a step",
+}

@@ -1,0 +1,75 @@
+"""The sampler draws what it should, up to a million actions."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+from bandit_pft.kernels import levels, sample_categorical, sample_from_uniform
+
+
+def log_probs(count: int, seed: int = 0) -> np.ndarray:
+    logits = 2 * np.random.default_rng(seed).standard_normal(count)
+    return (logits - np.logaddexp.reduce(logits)).astype(np.float32)
+
+
+@pytest.mark.parametrize("count", [2, 7, 100, 257, 2048, 2049, 5000])
+def test_frequencies_are_the_probabilities(count):
+    logp, n = log_probs(count), 400_000
+    drawn = jax.jit(lambda key: sample_categorical(key, jnp.asarray(logp), n))(jax.random.key(1))
+    probability = np.exp(logp.astype(np.float64))
+    common = probability * n > 5
+    observed = np.bincount(np.asarray(drawn), minlength=count)
+    seen = np.append(observed[common], observed[~common].sum())
+    wanted = np.append(probability[common], probability[~common].sum()) * n
+    keep = wanted > 0
+    assert stats.chisquare(seen[keep], wanted[keep] * seen[keep].sum() / wanted[keep].sum()).pvalue > 1e-4
+
+
+def test_frequencies_are_right_for_a_million_actions_whose_mass_sits_in_the_tail():
+    count, n = 1_000_000, 200_000
+    # Half of the mass lies in the last tenth: a single float32 cumulative sum has lost its digits by then.
+    logp = np.where(np.arange(count) < 0.9 * count, np.log(0.5 / 0.9e6), np.log(0.5 / 0.1e6)).astype(np.float32)
+    drawn = np.asarray(jax.jit(lambda key: sample_categorical(key, jnp.asarray(logp), n))(jax.random.key(2)))
+    edges = np.linspace(0, count, 201)
+    observed = np.histogram(drawn, edges)[0]
+    wanted = np.add.reduceat(np.exp(logp.astype(np.float64)), edges[:-1].astype(int)) * n
+    assert stats.chisquare(observed, wanted * n / wanted.sum()).pvalue > 1e-4
+
+
+def test_every_one_of_a_million_actions_can_be_reached():
+    """For each action there are uniforms that lead to it: 2^-23 steps at both levels separate all neighbours."""
+    count = 1_000_000
+    logp = jnp.full(count, -np.log(count), jnp.float32)
+    target = np.random.default_rng(0).choice(count, 4096, replace=False)
+    block, inside = divmod(target, 1024)
+    blocks = -(-count // 1024)
+    size = np.full(blocks, 1024.0)
+    size[-1] = count - 1024 * (blocks - 1)
+    upper = (np.cumsum(size)[block] - 0.5 * size[block]) / count
+    lower = (inside + 0.5) / size[block]
+    assert levels(count) == 2
+    drawn = sample_from_uniform(jnp.asarray(np.stack([lower, upper]), jnp.float32), logp)
+    np.testing.assert_array_equal(drawn, target)
+
+
+@pytest.mark.parametrize("count", [3, 300, 5000])
+def test_a_forbidden_action_is_never_drawn_even_at_the_ends(count):
+    logp = log_probs(count)
+    logp[[0, -1]] = -np.inf
+    for uniform in (0.0, 1 - 2**-24):
+        drawn = sample_from_uniform(jnp.full((levels(count), 8), uniform, jnp.float32), jnp.asarray(logp))
+        assert np.isfinite(logp[np.asarray(drawn)]).all()
+
+
+def test_a_peak_of_a_thousand_nats_is_drawn_always():
+    logp = jnp.asarray([-1000.0, 0.0, -1000.0])
+    assert (sample_categorical(jax.random.key(0), logp, 1000) == 1).all()
+
+
+def test_the_same_uniforms_give_nearly_the_same_draws_under_a_nearby_policy():
+    uniform = jax.random.uniform(jax.random.key(0), (1, 2000))
+    first = sample_from_uniform(uniform, jnp.asarray(log_probs(100)))
+    second = sample_from_uniform(uniform, jnp.asarray(log_probs(100)) + 1e-3 * jnp.arange(100) / 100)
+    assert (first == second).mean() > 0.98

@@ -1,0 +1,89 @@
+"""Imports only point down the layers, and the package starts without what only some users have."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1] / "bandit_pft"
+
+# A module may import only modules of lower lines, or of its own folder.
+LAYERS = (
+    ("errors",),
+    ("style", "kernels"),
+    ("problems",),
+    ("groups", "policies", "metrics"),
+    ("objectives",),
+    ("methods", "probes"),
+    ("proxy",),
+    ("simulate", "hf"),
+    ("sweep",),
+    ("paper", "plots", "explorer", "exercises"),
+    ("__init__", "cli", "__main__"),
+)
+LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
+FILES = sorted(ROOT.rglob("*.py"))
+OPTIONAL = ("torch", "transformers", "trl", "accelerate", "datasets", "ipywidgets", "anywidget", "jupyterlab")
+
+
+def module(path: Path) -> tuple[str, ...]:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts
+
+
+def own_imports(path: Path) -> set[tuple[str, ...]]:
+    """What a file imports of the package, as paths inside it; also imports inside functions."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno} imports relatively"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        else:
+            continue
+        for name in names:
+            head, *rest = name.split(".")
+            if head == "bandit_pft":
+                is_module = (bool(rest) and (ROOT / rest[0]).with_suffix(".py").exists()) or (ROOT / rest[0]).is_dir()
+                found.add(tuple(rest) if is_module else ("__init__",))
+    return found
+
+
+def outside_imports(path: Path) -> set[str]:
+    nodes = list(ast.walk(ast.parse(path.read_text())))
+    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    names |= {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)}
+    return {name.partition(".")[0] for name in names}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: ".".join(module(path)))
+def test_a_module_imports_only_from_the_layers_below_it(path):
+    here = module(path)
+    assert here[0] in LEVEL, f"{here[0]} has no layer yet: add it to LAYERS"
+    for other in own_imports(path):
+        same_folder = other[0] == here[0] and (ROOT / here[0]).is_dir()
+        assert same_folder or LEVEL[other[0]] < LEVEL[here[0]], f"{'.'.join(here)} imports {'.'.join(other)}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: ".".join(module(path)))
+def test_only_the_hugging_face_adapter_imports_its_libraries(path):
+    if module(path)[0] != "hf":
+        assert not outside_imports(path) & {"torch", "transformers", "trl", "accelerate", "datasets"}
+    assert "simulate" not in {other[0] for other in own_imports(path)} or module(path)[0] != "hf"
+
+
+def test_the_rule_sees_an_import_that_points_up(tmp_path):
+    wrong = tmp_path / "errors.py"
+    wrong.write_text("def f():\n    from bandit_pft.objectives import core\n    import bandit_pft.sweep\n")
+    assert own_imports(wrong) == {("objectives", "core"), ("sweep",)}
+
+
+def test_importing_the_package_loads_no_optional_or_plotting_library():
+    code = "import sys, bandit_pft; print([m for m in sys.argv[1:] if m in sys.modules])"
+    done = subprocess.run(
+        [sys.executable, "-c", code, *OPTIONAL, "matplotlib", "tqdm"], capture_output=True, text=True, cwd=ROOT.parent
+    )
+    assert done.stdout.strip() == "[]", done.stdout + done.stderr

@@ -1,0 +1,328 @@
+"""The loop does what Algorithm 1 says; its exact dynamics are those of a plain NumPy loop."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import jaxtyping
+import numpy as np
+import optax
+import pytest
+
+from bandit_pft import (
+    ADAM,
+    Method,
+    bandit,
+    context_network,
+    contextual_bandit,
+    factorised,
+    paper_bandit,
+    paper_sequences,
+    peaks,
+    sequences,
+    simulate,
+    transformer,
+)
+from bandit_pft.errors import ConfigError, DomainError, ResourceError, ShapeError
+from bandit_pft.groups import best_of_n_weights
+from bandit_pft.simulate import run_jit
+
+R4, R5 = paper_bandit("R4"), paper_bandit("R5")
+
+
+def softmax(x: np.ndarray) -> np.ndarray:
+    e = np.exp(x - x.max())
+    return e / e.sum()
+
+
+def numpy_loop(gradient, steps: int, rate: float, problem=R4) -> np.ndarray:
+    """Expected reward of plain gradient descent on logits, in float64."""
+    logits = np.asarray(problem.ref_table(0), np.float64)
+    ref, reward, seen = softmax(logits), np.asarray(problem.reward_table(0), np.float64), []
+    for _ in range(steps + 1):
+        pi = softmax(logits)
+        seen.append(pi @ reward)
+        logits = logits - rate * gradient(pi, ref, reward)
+    return np.asarray(seen)
+
+
+# d loss / d logits, written out by hand.
+GRADIENTS = {
+    "reinforce": (lambda pi, ref, r: -pi * (r - pi @ r), {}),
+    "rloo": (lambda pi, ref, r: -pi * (r - pi @ r), {}),
+    "reverse_kl": (
+        lambda pi, ref, r: pi * ((g := np.log(pi / softmax(np.log(ref) + r / 0.1))) - pi @ g),
+        {"hyper": {"beta": 0.1}},
+    ),
+    "forward_kl": (lambda pi, ref, r: pi - softmax(np.log(ref) + r / 0.1), {"hyper": {"beta": 0.1}}),
+    "rwr": (
+        lambda pi, ref, r: (w := ref * np.exp(r / 0.5)).sum() * pi - w,
+        {"hyper": {"beta": 0.5}, "on_policy": 0.0},
+    ),
+    "best_of_n": (
+        lambda pi, ref, r: pi - np.asarray(best_of_n_weights(jnp.asarray(ref), jnp.asarray(r), 10)),
+        {"on_policy": 0.0},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", GRADIENTS)
+def test_exact_dynamics_are_those_of_a_float64_loop_in_numpy(name):
+    gradient, options = GRADIENTS[name]
+    rate = 0.02 if name == "reverse_kl" else 1.0
+    result = simulate(R4, Method(name, data="exact", learning_rate=rate, **options), 0, steps=60)
+    np.testing.assert_allclose(result.record["expected_reward"], numpy_loop(gradient, 60, rate), atol=2e-5)
+
+
+def test_exact_dpo_moves_only_by_pairs():
+    beta, rate = 0.5, 5.0
+
+    def gradient(pi, ref, r):
+        gain = np.log(pi / ref)
+        pairs = np.outer(ref, ref) * (r[:, None] > r[None, :])
+        force = beta / (1 + np.exp(beta * (gain[:, None] - gain[None, :]))) * pairs / pairs.sum()
+        return -(force.sum(1) - force.sum(0))
+
+    method = Method("dpo", hyper={"beta": beta}, data="exact", on_policy=0.0, learning_rate=rate)
+    result = simulate(R4, method, 0, steps=60)
+    np.testing.assert_allclose(result.record["expected_reward"], numpy_loop(gradient, 60, rate), atol=2e-5)
+
+
+@pytest.mark.parametrize(("problem", "oracle"), [(R4, 0.3135), (R5, 0.9401)])
+def test_offline_best_of_10_ends_at_its_oracle_and_no_further(problem, oracle):
+    method = Method("best_of_n", data="exact", on_policy=0.0, learning_rate=0.2, optimizer=ADAM, num_responses=10)
+    final = simulate(problem, method, 0, steps=300, every=300).record["expected_reward"][-1]
+    assert abs(float(final) - oracle) < 2e-3
+
+
+def test_the_mean_of_sampled_first_steps_is_the_exact_first_step():
+    method = lambda data: Method("reinforce", data=data, learning_rate=1.0, num_responses=4)
+    step = lambda key: simulate(R5, method("sampled"), key, steps=1).params[0]
+    moves = np.asarray(jax.vmap(step)(jax.random.split(jax.random.key(0), 4000)))
+    exact = np.asarray(simulate(R5, method("exact"), 0, steps=1).params[0])
+    error = moves.std(0) / math.sqrt(len(moves))
+    assert np.abs((moves.mean(0) - exact) / error).max() < 4.5
+    assert np.linalg.norm(moves.mean(0) - exact) < 0.1 * np.linalg.norm(exact)
+
+
+# --- Algorithm 1 -----------------------------------------------------------------------------------------------------
+def batches(problem, method: Method, steps: int, seed: int = 0) -> dict[str, np.ndarray]:
+    record = simulate(problem, method, seed, steps=steps, probe=watch).record
+    return {name: np.asarray(x) for name, x in record.items()}
+
+
+def watch(problem, state):
+    groups = state.groups
+    return {"response": groups.response[..., 0], "score": groups.score, "reward": groups.reward, "force": state.force,
+            "baseline": groups.baseline, "scale": groups.scale, "old": groups.old_logp, "ref": groups.ref_logp}  # fmt: skip
+
+
+def test_offline_data_stay_and_on_policy_data_change_at_every_step():
+    offline = batches(R4, Method("dpo", on_policy=0.0, learning_rate=1.0), 5)["response"]
+    online = batches(R4, Method("dpo", learning_rate=1.0), 5)["response"]
+    assert (offline == offline[:1]).all()
+    assert (online[1:] != online[:-1]).any(axis=(1, 2)).all()
+
+
+def test_reuse_keeps_a_collection_for_that_many_steps():
+    response = batches(R4, Method("ppo_clip", reuse=3, learning_rate=1.0), 8)["response"]
+    assert (response[0] == response[2]).all() and (response[3] == response[5]).all()
+    assert (response[0] != response[3]).any()
+
+
+def test_minibatches_pass_through_all_prompts_of_a_collection_in_turn():
+    problem = contextual_bandit(jax.random.key(0), contexts=6, features=3, num_actions=20)
+    method = Method("reinforce", prompts=4, minibatch=2, reuse=2, learning_rate=0.0)
+    record = batches(problem, method, 7)
+    assert record["response"].shape[1] == 2
+    assert (record["response"][0] == record["response"][2]).all() and (
+        record["response"][0] != record["response"][1]
+    ).any()
+    assert (record["response"][0] != record["response"][4]).any()
+
+
+def test_prompts_are_visited_in_a_fixed_random_order_without_leaving_one_out():
+    problem = contextual_bandit(jax.random.key(0), contexts=6, features=3, num_actions=4)
+    which = lambda problem, state: {"moved": (state.params != 0).any(-1)}
+    method = Method("sft", on_policy=0.0, reuse=1, prompts=2, learning_rate=1.0)
+    moved = np.asarray(simulate(problem, method, 0, steps=3, probe=which).record["moved"])
+    np.testing.assert_array_equal(moved.sum(-1), [0, 2, 4, 6])
+
+
+def test_a_mixture_draws_from_both_policies_in_proportion():
+    far = bandit(jnp.arange(2.0), probs=[0.5, 0.5])
+    # After one huge step the learner gives action 1 only; half of what follows comes from the reference.
+    method = Method("reinforce_group", on_policy=0.5, learning_rate=1e4, num_responses=64)
+    response = batches(far, method, 200)["response"][1:]
+    assert abs(response.mean() - 0.75) < 4 * math.sqrt(0.75 * 0.25 / response.size)
+
+
+def test_label_noise_gives_bradley_terry_preferences():
+    pair = bandit([0.0, 1.0], probs=[0.5, 0.5])
+    record = batches(pair, Method("dpo", label_noise=0.5, learning_rate=0.0, num_responses=64), 300)
+    action, score = record["response"].reshape(-1, 64), record["score"].reshape(-1, 64)
+    first, second = score[:, ::2], score[:, 1::2]
+    differ = action[:, ::2] != action[:, 1::2]
+    wins = ((first > second) == (action[:, ::2] > action[:, 1::2]))[differ]
+    rate = 1 / (1 + math.exp(-1 / 0.5))
+    assert abs(wins.mean() - rate) < 4 * math.sqrt(rate * (1 - rate) / wins.size)
+
+
+def test_exact_label_noise_is_the_mean_over_noisy_labels():
+    noisy = lambda data, n: Method("dpo", label_noise=0.3, data=data, learning_rate=1.0, on_policy=0.0, num_responses=n)
+    exact = simulate(R5, noisy("exact", 2), 0, steps=1).params[0]
+    step = lambda key: simulate(R5, noisy("sampled", 256), key, steps=1).params[0]
+    moves = np.asarray(jax.vmap(step)(jax.random.split(jax.random.key(0), 200)))
+    error = moves.std(0) / math.sqrt(len(moves)) + 1e-7
+    assert np.abs((moves.mean(0) - np.asarray(exact)) / error).max() < 4.5
+
+
+def test_importance_ratios_start_at_one_on_policy():
+    record = simulate(R4, Method("grpo", learning_rate=1.0), 0, steps=3, probe=lambda p, s: {
+        "ratio": jnp.exp(s.logp - s.groups.old_logp)}).record  # fmt: skip
+    assert (record["ratio"] == 1).all()
+
+
+def test_running_statistics_follow_the_rewards():
+    record = batches(R5, Method("ppo_clip", memory=0.0, learning_rate=0.0, num_responses=50), 10)
+    np.testing.assert_allclose(record["baseline"][:, 0], record["reward"].mean((1, 2)), rtol=1e-5)
+    np.testing.assert_allclose(record["scale"][:, 0], record["reward"].std((1, 2)), rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["table", "network"])
+def test_a_proxy_reward_ranks_as_the_true_one_and_results_report_the_true_one(kind):
+    method = Method("reinforce", proxy=kind, data="sampled", num_responses=256, learning_rate=1.0)
+    watch_proxy = lambda problem, state: {"reward": state.groups.reward, "action": state.groups.response[..., 0]}
+    record = simulate(R5, method, 0, steps=1, probe=watch_proxy).record
+    told, true = np.asarray(record["reward"][0, 0]), np.asarray(R5.reward_table(0))[np.asarray(record["action"][0, 0])]
+    far = np.abs(true[:, None] - true[None, :]) > 0.2
+    assert ((told[:, None] > told[None, :]) == (true[:, None] > true[None, :]))[far].mean() > 0.97
+    # The proxy has another scale; expected_reward starts at the true 0.3772.
+    assert abs(simulate(R5, method, 0, steps=1).record["expected_reward"][0] - 0.3772) < 1e-4
+
+
+# --- what is recorded ------------------------------------------------------------------------------------------------
+def test_recording_every_fifth_step_gives_every_fifth_row():
+    method = Method("grpo", learning_rate=1.0)
+    full, sparse = (simulate(R4, method, 3, steps=20, every=m).record["kl"] for m in (1, 5))
+    np.testing.assert_allclose(full[::5], sparse, rtol=1e-5, atol=1e-6)
+
+
+def test_zero_steps_give_the_reference():
+    result = simulate(R4, Method("dpo"), 0, steps=0)
+    assert result.record["kl"].shape == (1,) and abs(result.record["kl"][0]) < 1e-6
+    assert abs(result.record["expected_reward"][0] - 0.0390) < 1e-4
+
+
+def test_learning_rate_schedules_and_optimisers_of_optax_take_part():
+    cold = Method("reinforce", data="exact", learning_rate=1.0, schedule=optax.piecewise_constant_schedule(1, {3: 0.0}))
+    reward = simulate(R4, cold, 0, steps=6).record["expected_reward"]
+    assert reward[2] > reward[0] and reward[4] == reward[6]
+    adam = Method("forward_kl", data="exact", learning_rate=0.1, optimizer=ADAM)
+    reference, state, rate = jnp.zeros(100), optax.adam(0.1).init(jnp.zeros(100)), optax.adam(0.1)
+    target, ref = R4.optimum(adam.objective.hyper["beta"])[0], R4.ref_table(0)
+    for _ in range(20):
+        slope = jax.nn.softmax(ref + reference) - jnp.exp(target)
+        update, state = rate.update(slope, state)
+        reference = reference + update
+    np.testing.assert_allclose(simulate(R4, adam, 0, steps=20).params[0], reference, atol=2e-3)
+
+
+def test_one_compilation_serves_all_numbers_of_a_method():
+    before = run_jit._cache_size()
+    for rate, beta, reuse, fraction, noise in [(0.1, 0.1, 1, 1.0, 0.0), (1.0, 0.5, 4, 0.0, 0.2), (2.0, 1, 9, 0.4, 1.0)]:
+        simulate(R5, Method("ipo", hyper={"beta": beta}, learning_rate=rate, reuse=reuse, on_policy=fraction,
+                            label_noise=noise, min_gap=noise, num_responses=3), 0, steps=7)  # fmt: skip
+    assert run_jit._cache_size() == before + 1
+
+
+def test_a_run_may_be_vmapped_over_keys_and_differentiated_by_nobody():
+    run = lambda key: simulate(R4, Method("grpo", learning_rate=1.0), key, steps=5).record["expected_reward"][-1]
+    keys = jax.random.split(jax.random.key(0), 3)
+    np.testing.assert_allclose(jax.vmap(run)(keys), [run(key) for key in keys], rtol=1e-5)
+
+
+# --- other policies and longer responses ------------------------------------------------------------------------------
+def test_all_policies_learn_the_near_peak():
+    shared = paper_bandit("R5", contexts=4, key=jax.random.key(0))
+    cases = [
+        (shared, Method("reinforce_group", policy=context_network(), optimizer=ADAM, learning_rate=3e-3)),
+        (paper_sequences("R7", length=3), Method("reinforce_group", policy=factorised, optimizer=ADAM, prompts=5,
+                                                 learning_rate=0.1)),
+        (sequences(jnp.asarray([0.0, 0.5, 1.0]), length=3), Method(
+            "reinforce_group", policy=transformer(pretrain_steps=5), optimizer=ADAM, learning_rate=3e-3)),
+    ]  # fmt: skip
+    for problem, method in cases:
+        reward = simulate(problem, method, 0, steps=60, every=60).record["expected_reward"]
+        assert reward[-1] > reward[0] + 0.2 * (1 - reward[0]), (method.policy.name, reward)
+
+
+def test_a_sequence_problem_gives_the_same_exact_dynamics_as_the_bandit_of_its_responses():
+    """Two tokens of three values, learnt as a table: the nine responses are nine actions."""
+    chain = sequences(jnp.asarray([0.0, 0.3, 1.0]), length=2)
+    flat = bandit(chain.reward_table(0), ref=chain.ref_table(0))
+    method = Method("reinforce", data="exact", learning_rate=1.0)
+    record = [simulate(p, method, 0, steps=20).record["expected_reward"] for p in (chain, flat)]
+    np.testing.assert_allclose(*record, atol=1e-5)
+
+
+# --- what can go wrong -------------------------------------------------------------------------------------------------
+def test_a_diverging_run_is_frozen_and_says_at_which_step():
+    huge = bandit(1e30 * jnp.arange(4.0))
+    result = simulate(huge, Method("reinforce", data="exact", learning_rate=1e10), 0, steps=50)
+    assert int(result.first_bad_step) == 1
+    assert np.isnan(result.record["expected_reward"][2:]).all() and np.isfinite(result.record["expected_reward"][0])
+    healthy = simulate(huge, Method("reinforce", data="exact", learning_rate=1e-31), 0, steps=50)
+    assert int(healthy.first_bad_step) == -1
+
+
+BAD = [
+    (lambda: Method("dppo"), ConfigError, "did you mean"),
+    (lambda: Method("dpo", hyper={"betta": 0.1}), ConfigError, "did you mean beta"),
+    (lambda: Method("dpo", hyper={"beta": 0.0}), DomainError, "greater than 0"),
+    (lambda: Method("dpo", hyper={"beta": -1.0}), DomainError, "greater than 0"),
+    (lambda: Method("dpo", hyper={"beta": math.nan}), DomainError, "beta"),
+    (lambda: Method("dpo", hyper=[0.1]), TypeError, "dictionary"),
+    (lambda: Method("dpo", num_responses=1), ConfigError, "at least 2"),
+    (lambda: Method("grpo", num_responses=1), ConfigError, "at least 2"),
+    (lambda: Method("dpo", num_responses=2.5), TypeError, "whole number"),
+    (lambda: Method("dpo", learning_rate=-1.0), DomainError, "at least 0"),
+    (lambda: Method("dpo", learning_rate="fast"), TypeError, "number"),
+    (lambda: Method("dpo", on_policy=1.5), DomainError, "at most 1"),
+    (lambda: Method("dpo", reuse=0.5), DomainError, "at least 1"),
+    (lambda: Method("dpo", label_noise=-1.0), DomainError, "at least 0"),
+    (lambda: Method("dpo", data="exakt"), ConfigError, "exact"),
+    (lambda: Method("dpo", proxy="forest"), ConfigError, "table"),
+    (lambda: Method("dpo", optimizer="adam"), TypeError, "optax"),
+    (lambda: Method("dpo", policy="tabular"), TypeError, "tabular"),
+    (lambda: Method("reverse_kl"), ConfigError, "data='exact'"),
+    (lambda: Method("best_of_n", data="exact", label_noise=0.1), ConfigError, "sampled"),
+    (lambda: simulate(R4, Method("dpo"), 0, steps=-1), ConfigError, "at least 0"),
+    (lambda: simulate(R4, Method("dpo"), 0, steps=10, every=3), ConfigError, "multiple"),
+    (lambda: simulate(R4, Method("dpo"), 1.5, steps=1), ConfigError, "4294967295"),
+    (lambda: simulate(R4, Method("dpo"), -1, steps=1), ConfigError, "seed is -1"),
+    (lambda: simulate(R4, Method("dpo", prompts=7), 0, steps=1), ConfigError, "1 contexts"),
+    (lambda: simulate("R4", Method("dpo"), 0, steps=1), TypeError, "paper_bandit"),
+    (lambda: simulate(R4, "dpo", 0, steps=1), TypeError, "Method("),
+    (lambda: simulate(paper_sequences("R6"), Method("sft", data="exact", policy=factorised), 0, steps=1), ConfigError,
+     "sampled"),
+    (lambda: simulate(bandit(peaks(50_000, [100], [10])), Method("dpo", data="exact"), 0, steps=1), ResourceError,
+     "pairs"),
+    (lambda: bandit(jnp.zeros((1, 5, 1))), ShapeError, "reward"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", range(len(BAD)))
+def test_bad_input_is_refused_with_its_name_and_a_way_out(case, monkeypatch):
+    # As users see it: the tests' own type checker would speak first.
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    call, kind, words = BAD[case]
+    with pytest.raises(kind) as error:
+        call()
+    assert words in str(error.value)
+
+
+def test_a_record_larger_than_memory_is_refused_before_it_runs():
+    whole = lambda problem, state: {"log_prob": state.log_probs}
+    with pytest.raises(ResourceError, match="every="):
+        simulate(bandit(peaks(100_000, [100], [10])), Method("reinforce"), 0, steps=10_000_000, probe=whole)
