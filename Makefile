@@ -21,7 +21,7 @@ bench: .venv/test.stamp  ## measure the engine against other implementations
 	$(BIN)/python -m benchmarks
 
 figures: .venv/core.stamp  ## redraw the pictures of the README
-	$(BIN)/bandit-pft demo --figures figures
+	$(BIN)/bandit-pft demo --out figures
 
 clean:
 	rm -rf .venv

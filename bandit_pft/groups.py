@@ -30,7 +30,8 @@ class Group(NamedTuple):
     Attributes:
         response: token ids; a bandit's action is T = 1.
         mask: the tokens that exist. A response without any is padding.
-        weight: what each response counts for, 1/N when drawn, its probability in an `ExactGroup`, 0 for padding.
+        weight: what each response counts for, summing to 1: 1/N when drawn, its probability in an `ExactGroup`, 0 for
+            padding.
         reward: what the learner is told a response is worth.
         score: what the labeller saw: `reward + temperature * Gumbel` gives Bradley-Terry preferences.
         ref_logp: token log-probabilities under the reference policy, in nats.
@@ -93,7 +94,7 @@ class Group(NamedTuple):
     # --- reductions, normalised over the whole batch ---------------------------------------------------------------
     def expect(self, x: Float[Array, " N"]) -> Float[Array, ""]:
         """Mean over this group's responses alone; padding may hold anything finite."""
-        return safe_divide((self.weight * x).sum(), self.weight.sum())
+        return (self.weight * x).sum()
 
     def mean(self, x: Float[Array, " N"]) -> Float[Array, ""]:
         """This group's part of the batch mean over responses."""
@@ -172,7 +173,7 @@ class Group(NamedTuple):
         Args:
             reward: [N].
             ref_logp: [N, T], or [N] for T = 1, in nats, the default of `old_logp`; anything in masked tokens.
-            weight: [N]; default 1/N over the responses that exist.
+            weight: [N], normalised here; default the same for all responses that exist.
             score: [N]; default the reward.
             threshold: default the mean score of the group.
 
@@ -202,7 +203,7 @@ class Group(NamedTuple):
         real = mask.any(-1)
         if weight is None:
             weight = safe_divide(real.astype(reward.dtype), real.sum().astype(reward.dtype))
-        weight = as_floats("weight", weight, shape=(n,))
+        weight = jnp.where(real, as_floats("weight", weight, shape=(n,)), 0)
         score = reward if score is None else as_floats("score", score, shape=(n,))
         check_finite("reward", reward)
         check_finite("score", score)
@@ -210,6 +211,7 @@ class Group(NamedTuple):
         check_finite("old_logp", 0 if old_logp is None else jnp.where(mask, old_logp, 0))
         if not is_traced(weight) and bool((weight < 0).any() | ~jnp.isfinite(weight).all()):
             raise DomainError(f"weight is {weight}; every entry must be finite and at least 0")
+        weight = safe_divide(weight, weight.sum())
         check_number("draws", 1 if draws is None else draws, at_least=1)
         check_number("temperature", temperature, at_least=0)
         check_number("min_gap", min_gap, at_least=0)
@@ -220,7 +222,7 @@ class Group(NamedTuple):
         group = cls(
             response=response.reshape(n, t),
             mask=mask,
-            weight=jnp.where(real, weight, 0),
+            weight=weight,
             reward=reward,
             score=score,
             ref_logp=ref_logp,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import math
+import textwrap
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +24,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import FixedLocator
+from matplotlib.ticker import FixedLocator, MaxNLocator
 
 from bandit_pft import metrics, style
 from bandit_pft.errors import ConfigError, check_names, nearest
@@ -155,7 +156,8 @@ def mass_figure(ds: xr.Dataset, problem: Problem, *, step: int = -1, floor: floa
             mean = np.logaddexp.reduce(logp[i], axis=0) - math.log(logp.shape[1])
             _draw_distribution(ax, mean, paint, dashes[method])
             reached = float(last["expected_reward"].isel(algorithm=i).mean())
-            ax.set_title(f"{style.label(method)}: {reached:.2f}", color=paint, loc="left")
+            title = textwrap.fill(f"{style.label(method)}: {reached:.2f}", 30)
+            ax.set_title(title, color=paint, loc="left", fontsize=16)
             _distribution_axes(ax, log=True, tables=[log_ref, *logp.reshape(-1, logp.shape[-1])], floor=floor)
         for ax in axes[len(methods) :]:
             ax.set_visible(False)
@@ -306,9 +308,10 @@ def _limits(ax: Axes, x: np.ndarray, y: np.ndarray, name: str) -> None:
     room = 0.03 * ((high - min(low, 0)) or 1.0)
     ax.set_ylim(low - room if low < 0 else 0, high + room)
     positive = x[x > 0]
-    if name == "reward_queries" and positive.size and positive.max() > 50 * positive.min():
+    if name == "reward_queries" and positive.size and positive.max() > 20 * positive.min():
         ax.set_xscale("log")
     elif x.size:
+        ax.xaxis.set_major_locator(MaxNLocator(5))
         ax.set_xlim(min(x.min(), 0), x.max() if x.max() > min(x.min(), 0) else 1)
 
 

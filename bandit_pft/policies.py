@@ -150,6 +150,8 @@ def _affine(params: dict[str, Array], x: Float[Array, "*B D"]) -> Float[Array, "
 def _adam(
     loss: Callable[[Any, Array], Array], params: PyTree, key: Key[Array, ""], steps: int, learning_rate: float
 ) -> PyTree:
+    if steps == 0:
+        return params
     optimizer = optax.adam(learning_rate)
 
     def step(carry: tuple, key: Array) -> tuple[tuple, None]:
@@ -213,7 +215,9 @@ def context_network(
         weight_key, fit_key = jax.random.split(key)
         layers = [
             {"w": 0.01 * math.sqrt(6 / sum(w.shape)) * w, "b": jnp.zeros(w.shape[1])}
-            for w in _draw(functools.partial(jax.random.uniform, minval=-1), weight_key, list(itertools.pairwise(sizes)))
+            for w in _draw(
+                functools.partial(jax.random.uniform, minval=-1), weight_key, list(itertools.pairwise(sizes))
+            )
         ]
         params = {"layers": layers, "norm": {"scale": jnp.ones(hidden[0]), "shift": jnp.zeros(hidden[0])}}
 
@@ -328,7 +332,12 @@ def transformer(
         vocabulary = tokens if contexts == tokens else tokens + contexts
         # One array per kind of weight, layers stacked: `scan` over them compiles one block.
         pairs = {"qkv": (width, 3 * width), "proj": (width, width), "fc": (width, 4 * width), "out": (4 * width, width)}
-        shapes = [(vocabulary, width), (length + 1, width), (width, tokens), *((layers, *pair) for pair in pairs.values())]
+        shapes = [
+            (vocabulary, width),
+            (length + 1, width),
+            (width, tokens),
+            *((layers, *pair) for pair in pairs.values()),
+        ]
         token, place, head, *weights = (0.02 * x for x in _draw(jax.random.normal, key, shapes))
         # Branches that are added to the stream are scaled down with depth, as in GPT-2.
         deep = {"proj": 1 / math.sqrt(2 * layers), "out": 1 / math.sqrt(2 * layers)}

@@ -371,7 +371,7 @@ def sequences(
     """
     token_reward = as_floats("reward", token_reward, shape=(None, None, None))
     _require_some(token_reward)
-    contexts, length, tokens = token_reward.shape
+    contexts, _, tokens = token_reward.shape
     check_finite("reward", token_reward)
     ref = _logits("ref", ref, None, token_reward.shape)
     data = ref if data is None else _logits("data", data, None, token_reward.shape)

@@ -234,6 +234,10 @@ class Loop:
         return f(0)[None] if self.problem.num_contexts == 1 else jax.vmap(f)(contexts)
 
     def learner_table(self, params: PyTree, contexts: Array) -> Float[Array, "M A"]:
+        # By way of its derivative, which the gradient needs anyway: XLA then sees one table and not two.
+        return jax.vjp(partial(self.differentiable_table, contexts), params)[0]
+
+    def differentiable_table(self, contexts: Array, params: PyTree) -> Float[Array, "M A"]:
         table = self.method.policy.table
         assert table is not None
         return self.per_context(lambda c: table(params, self.problem, c), contexts)
@@ -267,7 +271,7 @@ class Loop:
         """Of the responses in a batch, differentiable in the parameters."""
         if self.problem.length > 1 or not self.enumerable:
             return self.log_prob(params, contexts, groups.response)
-        table = self.learner_table(params, contexts)
+        table = self.differentiable_table(contexts, params)
         return (table if self.exact else jnp.take_along_axis(table, groups.response[..., 0], -1))[..., None]
 
     # --- collection ------------------------------------------------------------------------------------------------
@@ -326,7 +330,8 @@ class Loop:
         if self.exact:
             listed, mask = problem.responses()
             reference, mixed = self.reference_table(contexts), collected.old
-            possible = jnp.isfinite(mixed) & jnp.isfinite(reference)
+            # Forbidden responses are masked; nan is not, or a diverged run would look like an empty one.
+            possible = ~(jnp.isneginf(mixed) | jnp.isneginf(reference))
             response = jnp.broadcast_to(listed, (*contexts.shape, *listed.shape))
             mask = jnp.asarray(mask) & possible[..., None]
             weight = jnp.where(possible, jnp.exp(mixed), 0)

@@ -86,6 +86,7 @@ static float exact_force(const Task *t, const float *restrict x, const float *re
 
 static void exact_pairs_row(const Task *t, int row, float *x, float *p, float *f) {
     int K = t->padded;
+    memset(f, 0, K * sizeof(float)); // the padding feels no force
     for (int step = 0; step < t->steps; step++) {
         float top = -INFINITY, z = 0;
         for (int a = 0; a < K; a++) top = fmaxf(top, x[a]);
@@ -315,6 +316,8 @@ void run(const Task *t, uint64_t seed, float *out) {
 }
 
 // --- what the machine can do ---------------------------------------------------------------------------------------
+int threads(void) { return omp_get_max_threads(); }
+
 // Seconds of one pass a = b + s * c over arrays of n floats.
 double triad(int n, float *a, const float *b, const float *c) {
     double start = omp_get_wtime();

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
+import platform
 import shutil
 import subprocess
 import tempfile
@@ -51,9 +52,9 @@ def library() -> ctypes.CDLL:
         raise RuntimeError("no C compiler: install gcc")
     with tempfile.TemporaryDirectory() as folder:
         target = os.path.join(folder, "kernel.so")
-        flags = "-O3 -march=native -mprefer-vector-width=512 -ffast-math -fopenmp -fPIC -shared".split()
-        if os.uname().machine not in ("x86_64", "AMD64"):
-            flags.remove("-mprefer-vector-width=512")
+        flags = ["-O3", "-march=native", "-ffast-math", "-fopenmp", "-fPIC", "-shared"]
+        if platform.machine() in ("x86_64", "AMD64"):
+            flags.append("-mprefer-vector-width=512")
         made = subprocess.run(
             [compiler, *flags, "-o", target, str(Path(__file__).with_name("kernel.c")), "-lm"],
             capture_output=True,
@@ -68,6 +69,7 @@ def library() -> ctypes.CDLL:
     kernel.triad.restype = ctypes.c_double
     kernel.exponentials.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_void_p]
     kernel.exponentials.restype = ctypes.c_double
+    kernel.threads.restype = ctypes.c_int
     return kernel
 
 
@@ -78,9 +80,7 @@ def build(task: Task) -> Run:
     pad = lambda x, value: np.pad(x, (0, extra), constant_values=np.float32(value))
     tables = pad(problem.ref_logp, -1e30), pad(problem.reward, 0), problem.rate, pad(problem.target, 0), order
     sizes = (task.sampled, task.actions, task.actions + extra, task.rows, task.steps, task.draws)
-    given = _Task(
-        OBJECTIVES.index(task.objective), *sizes, BETA, TEMPERATURE, EPS, *(x.ctypes.data for x in tables)
-    )
+    given = _Task(OBJECTIVES.index(task.objective), *sizes, BETA, TEMPERATURE, EPS, *(x.ctypes.data for x in tables))
 
     def run(seed: int, tables=tables) -> np.ndarray:  # holds on to the arrays behind the pointers
         out = np.empty(task.rows, np.float32)
@@ -96,7 +96,7 @@ def machine(repeats: int = 5) -> dict[str, float]:
     n = 1 << 24
     a, b, c = (np.ones(n, np.float32) for _ in range(3))
     sink = np.zeros(1024, np.float32)
-    threads = int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
+    threads = kernel.threads()
     triad = min(kernel.triad(n, *(x.ctypes.data for x in (a, b, c))) for _ in range(repeats + 1))
     exps = min(kernel.exponentials(4096, 5000, sink.ctypes.data) for _ in range(repeats))
     return {"triad_GB_per_s": 12 * n / triad / 1e9, "exponentials_per_ns": 4096 * 5000 * threads / exps / 1e9}

@@ -59,7 +59,7 @@ def expected(x, reward):
 @numba.njit(**_options)
 def exact_linear(x, p, w, target, offset, rate, steps, name, n):
     """Objectives whose force needs one weighted mean. The shift is the previous step's log-sum-exp."""
-    shift, inverse = f32(0), f32(1 / BETA)
+    shift = f32(0)
     for _ in range(steps):
         z = softmax(x, shift, p)
         scale = rate / z
@@ -293,7 +293,8 @@ def sampled_rows(ref, reward, rate, steps, name, n, seed, out):
         x, p = ref.copy(), np.empty_like(ref)
         upto = np.empty(max(min(ref.size, BLOCK), (ref.size + BLOCK - 1) // BLOCK))
         near = np.empty(BLOCK, np.float32)
-        action, r, d, force = np.empty(n, np.int64), np.empty(n, np.float32), np.empty(n, np.float32), np.empty(n, np.float32)
+        action = np.empty(n, np.int64)
+        r, d, force = np.empty(n, np.float32), np.empty(n, np.float32), np.empty(n, np.float32)
         state = np.empty(1, np.uint64)
         state[0] = np.uint64(seed * 1000003 + row + 1) * np.uint64(0x9E3779B97F4A7C15)
         for _ in range(8):

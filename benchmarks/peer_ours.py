@@ -41,7 +41,7 @@ def build_many(tasks: list[Task]) -> Run:
         )
         for t, p in zip(tasks, problems, strict=True)
     ]
-    grid = None if single else {"learning_rate": problems[0].rate[:: task.seeds]}
+    grid = None if single else {"learning_rate": problems[0].rate[:: task.seeds].tolist()}
 
     def run(seed: int) -> np.ndarray:
         data = sweep(

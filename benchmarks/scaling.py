@@ -1,4 +1,4 @@
-"""Cost of this package against problem size: one axis at a time, each point in a fresh process, with its peak memory."""
+"""Cost of this package against problem size, one axis at a time; a fresh process per point gives its peak memory."""
 
 from __future__ import annotations
 
@@ -82,6 +82,7 @@ def measure(quick: bool) -> dict[str, Any]:
                     failed = "took longer than 180 s"
                 here = results.setdefault(f"{objective}, {axis}", {})
                 here[str(value)] = {"reason": failed} if failed else json.loads(done.stdout.splitlines()[-1])
+                print(f"scaling of {objective}, {axis} = {value}: {here[str(value)]}", flush=True)
     return results
 
 

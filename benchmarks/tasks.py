@@ -6,17 +6,19 @@ f = -d loss / d log pi, one step is `logits += rate * (f - sum(f) * pi)`.
 
 Objectives, with r the reward, d = log pi - log pi_ref, N draws from the current policy, and A actions enumerated:
 
-| name        | force, sampled (one number per draw)                        | force, exact (one number per action)             |
-| forward_kl  | -                                                           | q = softmax(log pi_ref + r / BETA)               |
-| reverse_kl  | -                                                           | pi * (g - E g), g = r / BETA - d                 |
-| rwr         | exp(r / TEMPERATURE) / N                                    | pi * exp(r / TEMPERATURE)                        |
-| reinforce   | r / N                                                       | pi * r                                           |
-| rloo        | (r - mean r) / (N - 1)                                      | -                                                |
-| grpo        | (r - mean r) / (std + EPS) / N, std with N - 1              | pi * (r - E r) / (std + EPS) * (N - 1) / N       |
-| best_of_n   | 1 for the best draw                                         | probability of being the best of N               |
-| pref_ft     | wins of the draw / all wins                                 | -                                                |
-| dpo, ipo    | mean over pairs with r_i > r_j of +slope for i, -slope for j (exact: pairs weighted by pi_i * pi_j);              |
-|             | slope dpo: BETA * sigmoid(-BETA * (d_i - d_j)); ipo: 2 * (1 / (2 * BETA) - (d_i - d_j))                             |
+  name        sampled: one number per draw            exact: one number per action
+  forward_kl  -                                       q = softmax(log pi_ref + r / BETA)
+  reverse_kl  -                                       pi (g - E g),   g = r / BETA - d
+  rwr         exp(r / TEMPERATURE) / N                pi exp(r / TEMPERATURE)
+  reinforce   r / N                                   pi r
+  rloo        (r - mean r) / (N - 1)                  -
+  grpo        (r - mean r) / (std + EPS) / N          pi (r - E r) / (std + EPS) (N - 1) / N
+  best_of_n   1 for the best draw                     probability of being the best of N
+  pref_ft     wins of the draw / all wins             -
+  dpo, ipo    mean over pairs with r_i > r_j of +slope for i and -slope for j; exact: pairs weighted by pi_i pi_j.
+              dpo: slope = BETA sigmoid(-BETA (d_i - d_j));   ipo: slope = 2 (1 / (2 BETA) - (d_i - d_j))
+
+A sampled standard deviation has N - 1 in its denominator, the exact one is that of the distribution.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ K, N = 4, 3
 SLOTS = 256
 REWARD = np.array([0.3, -1.0, 1.2, 0.3])
 THRESHOLD, BASELINE, SCALE = 0.1, 0.2, 1.5
-SETTINGS: dict[str, Any] = dict(threshold=THRESHOLD, baseline=BASELINE, scale=SCALE)
+SETTINGS: dict[str, Any] = {"threshold": THRESHOLD, "baseline": BASELINE, "scale": SCALE}
 
 OURS = {name: made for name, made in OBJECTIVES.items() if made.function.__module__.startswith("bandit_pft.")}
 SAMPLED = sorted(name for name, made in OURS.items() if made.family != "distribution")
@@ -46,13 +46,13 @@ def log_softmax(x: Any) -> np.ndarray:
 REF = np.log([0.3, 0.25, 0.2, 0.25])
 OLD = np.log([0.4, 0.2, 0.1, 0.3])
 # Within the clip range of every objective but GSPO, whose range is 3e-4 wide.
-PI = log_softmax(OLD + [0.05, -0.1, 0.08, -0.04])
+PI = log_softmax(OLD + np.array([0.05, -0.1, 0.08, -0.04]))
 
 
-def table(logp: np.ndarray, weight: np.ndarray, **changed: Any) -> ExactGroup:
+def table(logp: np.ndarray, weight: np.ndarray, **changed: Any) -> Group:
     """The exact group of responses drawn from `weight` (probabilities)."""
-    numbers = dict(reward=REWARD, ref_logp=REF, old_logp=np.log(weight), weight=weight, draws=N) | SETTINGS
-    return ExactGroup.of(**(numbers | changed))
+    known = {"reward": REWARD, "ref_logp": REF, "old_logp": np.log(weight), "weight": weight, "draws": N}
+    return ExactGroup.of(**{**known, **SETTINGS, **changed})
 
 
 def logit_gradient(pull: Any, logp: np.ndarray) -> np.ndarray:
@@ -101,7 +101,7 @@ def enumerated(name: str) -> np.ndarray:
     return probability @ by_action(actions, pull)
 
 
-# --- enumeration = sampling = the exact group --------------------------------------------------------------------------
+# --- enumeration = sampling = the exact group ------------------------------------------------------------------------
 @pytest.mark.parametrize("name", SAMPLED)
 def test_the_mean_force_of_sampled_batches_is_the_enumerated_one_within_5_standard_errors(name: str) -> None:
     repeats = []
@@ -147,7 +147,7 @@ def test_pairs_with_bradley_terry_noise_on_the_scores_average_to_the_exact_group
     assert (np.abs(each.mean(0) - exact) < 5 * each.std(0) / np.sqrt(groups)).all()
 
 
-# --- policy gradients --------------------------------------------------------------------------------------------------
+# --- policy gradients ------------------------------------------------------------------------------------------------
 def expected_reward(logits: Any) -> Any:
     return (jax.nn.softmax(logits) * REWARD).sum()
 
@@ -220,7 +220,7 @@ def test_gspo_and_its_token_form_have_the_same_force() -> None:
     np.testing.assert_allclose(force("gspo_token", logp, group), sequence, rtol=1e-9)
 
 
-# --- the regularised optimum -------------------------------------------------------------------------------------------
+# --- the regularised optimum -----------------------------------------------------------------------------------------
 BETA = 0.4
 OPTIMUM = log_softmax(REF + REWARD / BETA)
 REGULARISED = [("k2", "loss"), ("k1", "reward")]
@@ -229,7 +229,7 @@ REGULARISED = [("k2", "loss"), ("k1", "reward")]
 @pytest.mark.parametrize("base", ["reinforce", "rloo"])
 @pytest.mark.parametrize(("kl", "place"), REGULARISED)
 def test_reinforce_with_the_reverse_kl_stands_still_at_the_optimum_and_only_there(
-    base: str, kl: Any, place: Any
+    base: str, kl: str, place: str
 ) -> None:
     made = with_kl(base, kl=kl, place=place)
     at = lambda logp: logit_gradient(
@@ -249,7 +249,7 @@ def test_in_the_loss_k1_has_no_expected_gradient_k2_the_reverse_and_k3_the_forwa
     wanted = jax.grad(divergence)(jnp.asarray(PI))
     logp, group = jnp.asarray(PI[:, None]), table(PI, np.exp(PI))
     np.testing.assert_allclose(logit_gradient(force(f"kl_{kl}", logp, group), PI), wanted, atol=1e-12)
-    added = with_kl("reinforce", kl=kl, place="loss")  # type: ignore[arg-type]
+    added = with_kl("reinforce", kl=kl, place="loss")
     both = force(added, logp, group, kl_coef=0.7) - force("reinforce", logp, group)
     np.testing.assert_allclose(logit_gradient(both, PI), 0.7 * np.asarray(wanted), atol=1e-12)
 
@@ -306,7 +306,7 @@ def test_a_smoothed_label_stops_at_the_lead_whose_win_rate_it_believes(name: str
     assert at(lead + 0.1)[0] < -1e-4
 
 
-# --- weighted likelihood -------------------------------------------------------------------------------------------------
+# --- weighted likelihood ---------------------------------------------------------------------------------------------
 def test_the_gradient_of_rwr_is_the_total_weight_times_policy_minus_target() -> None:
     weight = np.exp(OLD) * np.exp(REWARD / 0.5)
     target = weight / weight.sum()
@@ -331,7 +331,7 @@ def test_the_best_and_the_worst_of_n_are_those_of_all_k_to_the_n_draws_ties_incl
     np.testing.assert_allclose(pull, wanted, rtol=1e-12)
 
 
-# --- games ---------------------------------------------------------------------------------------------------------------
+# --- games -----------------------------------------------------------------------------------------------------------
 def test_xpo_is_dpo_between_policy_and_reference_plus_the_references_mean_log_probability() -> None:
     temperature, old, ref = 0.5, np.exp(OLD), np.exp(REF)
     wins = 1 / (1 + np.exp((REWARD[None, :] - REWARD[:, None]) / temperature))
@@ -357,7 +357,7 @@ def test_nash_md_pulls_by_the_win_rate_against_the_geometric_mixture() -> None:
     np.testing.assert_allclose(pull, pi * (wins @ mixture - 0.5 - BETA * (PI - REF)), rtol=1e-12)
 
 
-# --- divergences -----------------------------------------------------------------------------------------------------------
+# --- divergences -----------------------------------------------------------------------------------------------------
 def target(name: str) -> np.ndarray:
     if not name.startswith("bond"):
         return log_softmax(REF + REWARD / 0.1)
@@ -414,7 +414,7 @@ def test_a_divergence_refuses_a_sample_and_says_what_to_do(name: str) -> None:
         force(name, jnp.asarray(PI[:, None]), Group.of(reward=REWARD, ref_logp=REF))
 
 
-# --- far below what a probability can be in float32 ------------------------------------------------------------------------
+# --- far below what a probability can be in float32 ------------------------------------------------------------------
 TINY = log_softmax([0.0, -69.0, -1.0, -80.0])
 TINY_REF = log_softmax([-75.0, -2.0, 0.0, -69.0])
 

@@ -12,10 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import bandit_pft
 from bandit_pft.errors import ConfigError, DomainError, ShapeError
 from bandit_pft.groups import ExactGroup, Group, prepare
-from bandit_pft.objectives import HYPER, OBJECTIVES, Properties, batch_loss, force, measure
+from bandit_pft.objectives import HYPER, OBJECTIVES, Properties, batch_loss, core, force, measure
 
 NAMES = sorted(name for name, made in OBJECTIVES.items() if made.function.__module__.startswith("bandit_pft."))
 every_objective = pytest.mark.parametrize("name", NAMES)
@@ -76,18 +75,18 @@ def sample(exact: bool, kind: str = "plain") -> tuple[np.ndarray, Group]:
     groups = []
     for b in range(B):
         finite = lambda x: np.where(mask[b], x, 0)  # noqa: B023
-        numbers: dict[str, Any] = dict(
-            reward=reward[b],
-            score=score[b],
-            ref_logp=finite(ref[b]),
-            old_logp=finite(old[b]),
-            mask=mask[b],
-            baseline=0.2,
-            scale=1.5,
-        )
+        numbers: dict[str, Any] = {
+            "reward": reward[b],
+            "score": score[b],
+            "ref_logp": finite(ref[b]),
+            "old_logp": finite(old[b]),
+            "mask": mask[b],
+            "baseline": 0.2,
+            "scale": 1.5,
+        }
         if exact:
             weight = np.exp(finite(old[b]).sum(-1)) * mask[b].any(-1)
-            numbers |= dict(weight=weight / max(weight.sum(), 1e-30), draws=4.0)
+            numbers |= {"weight": weight / max(weight.sum(), 1e-30), "draws": 4.0}
         groups.append((ExactGroup if exact else Group).of(**numbers))
     stacked = jax.tree.map(lambda *x: jnp.stack(x), *groups)
     stacked = stacked._replace(ref_logp=jnp.asarray(ref, jnp.float32), old_logp=jnp.asarray(old, jnp.float32))
@@ -135,7 +134,7 @@ def close(a: np.ndarray, b: np.ndarray, tolerance: float = 2e-5) -> None:
     np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance * np.abs(b).max())
 
 
-# --- finite everywhere -------------------------------------------------------------------------------------------------
+# --- finite everywhere -----------------------------------------------------------------------------------------------
 @every_objective
 def test_loss_and_force_are_finite_on_ties_small_groups_logp_of_minus_1e4_and_nan_in_masked_tokens(name: str) -> None:
     loss, pull = run(name, "hostile")
@@ -145,7 +144,7 @@ def test_loss_and_force_are_finite_on_ties_small_groups_logp_of_minus_1e4_and_na
 
 @every_objective
 def test_a_masked_token_feels_no_force_and_its_number_does_not_matter(name: str) -> None:
-    def spoil(logp: np.ndarray, groups: Group) -> tuple[np.ndarray, Group]:
+    def spoil(logp: Any, groups: Group) -> tuple[Any, Group]:
         hide = lambda x: jnp.where(groups.mask, x, jnp.nan)
         return hide(logp), groups._replace(ref_logp=hide(groups.ref_logp), old_logp=hide(groups.old_logp))
 
@@ -156,7 +155,7 @@ def test_a_masked_token_feels_no_force_and_its_number_does_not_matter(name: str)
     assert not spoilt[~np.asarray(sample(is_exact(name))[1].mask)].any()
 
 
-# --- symmetries --------------------------------------------------------------------------------------------------------
+# --- symmetries ------------------------------------------------------------------------------------------------------
 @every_objective
 def test_permuting_the_responses_permutes_the_force(name: str) -> None:
     order = np.array([3, 0, 4, 2, 1])
@@ -185,7 +184,7 @@ def test_splitting_a_batch_into_groups_and_cutting_off_the_padding_leaves_every_
 @pytest.mark.parametrize("name", sorted(set(NAMES) - DISTRIBUTION))
 def test_a_response_of_weight_0_has_no_force_and_changes_no_other(name: str) -> None:
     def hide(value: float) -> Any:
-        def change(logp: np.ndarray, groups: Group) -> tuple[np.ndarray, Group]:
+        def change(logp: Any, groups: Group) -> tuple[Any, Group]:
             # In place of an empty mask, a weight of 0 and numbers that would matter otherwise.
             pad = np.zeros((B, N), bool)
             pad[:, 3:] = True
@@ -203,7 +202,7 @@ def test_a_response_of_weight_0_has_no_force_and_changes_no_other(name: str) -> 
         close(filled, plain, 1e-6)
 
 
-# --- hyper-parameters ----------------------------------------------------------------------------------------------------
+# --- hyper-parameters ------------------------------------------------------------------------------------------------
 @every_objective
 def test_every_setting_of_the_hyper_parameters_runs_in_one_compilation_and_vmap_equals_a_loop(name: str) -> None:
     logp, groups = sample(is_exact(name), "padded")
@@ -248,7 +247,7 @@ def test_a_mistyped_hyper_parameter_is_refused_with_the_nearest_name() -> None:
         OBJECTIVES["dpo"](jnp.asarray(logp[0]), group, beta=np.array([0.1, 0.2]))
 
 
-# --- direction and sum of the forces ---------------------------------------------------------------------------------------
+# --- direction and sum of the forces ---------------------------------------------------------------------------------
 def numbers(group: Group) -> tuple[np.ndarray, np.ndarray]:
     return np.asarray(group.reward, np.float64), np.asarray(group.weight, np.float64)
 
@@ -280,7 +279,7 @@ def test_only_imitation_and_forward_divergences_never_push(name: str) -> None:
     assert (pull.max() > 0) == (name not in {"kl_k1", "apo_down"})
 
 
-# --- no signal, no force ---------------------------------------------------------------------------------------------------
+# --- no signal, no force ---------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("name", sorted(GROUP_Z_SCORE | PAIRS))
 def test_equal_rewards_give_exactly_no_force(name: str) -> None:
     _, pull = run(name, "equal")
@@ -299,7 +298,7 @@ def test_a_single_response_cannot_be_better_than_itself(name: str) -> None:
     assert not pull[2].any()
 
 
-# --- measured properties ---------------------------------------------------------------------------------------------------
+# --- measured properties ---------------------------------------------------------------------------------------------
 MEASURED: dict[str, set[str]] = {
     "reads_reward": {
         *("rwr", "rwr_normalized", "awr", "reinforce", "reinforce_running", "reinforce_group", "rloo", "ppo_clip"),
@@ -354,18 +353,18 @@ def test_measure_takes_hyper_parameters_and_refuses_bad_ones() -> None:
         measure("dpo", beta=0.0)
 
 
-# --- documentation ---------------------------------------------------------------------------------------------------------
+# --- documentation ---------------------------------------------------------------------------------------------------
 @every_objective
 def test_every_objective_has_a_summary_a_formula_and_a_paper_in_the_bibliography(name: str) -> None:
     made = OBJECTIVES[name]
     assert made.summary.endswith(".")
     assert made.formula.startswith("L = ")
-    bib = (Path(bandit_pft.objectives.__file__).parents[1] / "papers.bib").read_text()
+    bib = (Path(core.__file__).parents[1] / "papers.bib").read_text()
     assert re.search(rf"^@\w+{{{made.paper},$", bib, re.MULTILINE)
 
 
 def test_every_paper_in_the_bibliography_is_used_and_has_a_title_an_author_and_a_year() -> None:
-    bib = (Path(bandit_pft.objectives.__file__).parents[1] / "papers.bib").read_text()
+    bib = (Path(core.__file__).parents[1] / "papers.bib").read_text()
     entries = re.split(r"^@", bib, flags=re.MULTILINE)[1:]
     keys = [re.match(r"\w+{(\w+),", entry) for entry in entries]
     assert {key.group(1) for key in keys if key} == {made.paper for made in map(OBJECTIVES.get, NAMES) if made}

@@ -33,11 +33,11 @@ def softplus(x: float) -> float:
     return log(1 + exp(x))
 
 
-# --- one batch, as arrays for the package and as plain numbers for the formulas ------------------------------------------
+# --- one batch, as arrays for the package and as plain numbers for the formulas --------------------------------------
 @functools.cache
 def batch() -> tuple[np.ndarray, Group, list[list[SimpleNamespace]]]:
     """Log-probabilities, a prepared batch, and its responses; ragged, with a tie and a missing response."""
-    rng = np.random.default_rng(11)
+    rng = np.random.default_rng(12)
     length = rng.integers(1, T + 1, (B, N))
     length[1, 3] = 0
     mask = np.arange(T) < length[..., None]
@@ -88,84 +88,84 @@ def value(name: str, **hyper: float) -> float:
     return float(batch_loss(OBJECTIVES[name], jnp.asarray(logp, jnp.float32), groups, **hyper))
 
 
-# --- pairs -----------------------------------------------------------------------------------------------------------------
+# --- pairs -----------------------------------------------------------------------------------------------------------
 PAIRS: dict[str, tuple[dict[str, float], Callable[[Any, Any], float]]] = {
-    "dpo": ({"beta": 0.7}, lambda w, l: softplus(-0.7 * (w.gain - l.gain))),
-    "dpo_mean": ({"beta": 0.7}, lambda w, l: softplus(-0.7 * (w.mean_gain - l.mean_gain))),
+    "dpo": ({"beta": 0.7}, lambda w, z: softplus(-0.7 * (w.gain - z.gain))),
+    "dpo_mean": ({"beta": 0.7}, lambda w, z: softplus(-0.7 * (w.mean_gain - z.mean_gain))),
     "cdpo": (
         {"beta": 0.7, "label_smoothing": 0.2},
-        lambda w, l: 0.8 * softplus(-0.7 * (w.gain - l.gain)) + 0.2 * softplus(0.7 * (w.gain - l.gain)),
+        lambda w, z: 0.8 * softplus(-0.7 * (w.gain - z.gain)) + 0.2 * softplus(0.7 * (w.gain - z.gain)),
     ),
     "robust_dpo": (
         {"beta": 0.7, "label_smoothing": 0.2},
-        lambda w, l: (0.8 * softplus(-0.7 * (w.gain - l.gain)) - 0.2 * softplus(0.7 * (w.gain - l.gain))) / 0.6,
+        lambda w, z: (0.8 * softplus(-0.7 * (w.gain - z.gain)) - 0.2 * softplus(0.7 * (w.gain - z.gain))) / 0.6,
     ),
     "dpop": (
         {"beta": 0.7, "penalty_coef": 3.0},
-        lambda w, l: softplus(-0.7 * (w.gain - l.gain - 3 * max(0, w.ref.sum() - w.total))),
+        lambda w, z: softplus(-0.7 * (w.gain - z.gain - 3 * max(0, w.ref.sum() - w.total))),
     ),
     "chi2_po": (
         {"beta": 0.7, "reward_range": 0.3},
-        lambda w, l: softplus(-max(-0.6, min(0.6, 0.7 * (exp(w.gain) + w.gain - exp(l.gain) - l.gain)))),
+        lambda w, z: softplus(-max(-0.6, min(0.6, 0.7 * (exp(w.gain) + w.gain - exp(z.gain) - z.gain)))),
     ),
-    "fdpo_forward": ({"beta": 0.7}, lambda w, l: softplus(-0.7 * (exp(-l.gain) - exp(-w.gain)))),
+    "fdpo_forward": ({"beta": 0.7}, lambda w, z: softplus(-0.7 * (exp(-z.gain) - exp(-w.gain)))),
     "fdpo_js": (
         {"beta": 0.7},
-        lambda w, l: softplus(-0.7 * (log(exp(w.gain) / (1 + exp(w.gain))) - log(exp(l.gain) / (1 + exp(l.gain))))),
+        lambda w, z: softplus(-0.7 * (log(exp(w.gain) / (1 + exp(w.gain))) - log(exp(z.gain) / (1 + exp(z.gain))))),
     ),
     "fdpo_alpha": (
         {"beta": 0.7, "alpha": 0.3},
-        lambda w, l: softplus(-0.7 * (exp(w.gain) ** -0.7 - exp(l.gain) ** -0.7) / -0.7),
+        lambda w, z: softplus(-0.7 * (exp(w.gain) ** -0.7 - exp(z.gain) ** -0.7) / -0.7),
     ),
     "discopop": (
         {"beta": 0.7, "mix_temperature": 0.5},
-        lambda w, l: (lambda x: (1 - sigmoid(x / 0.5)) * softplus(-x) + sigmoid(x / 0.5) * exp(-x))(
-            0.7 * (w.gain - l.gain)
+        lambda w, z: (lambda x: (1 - sigmoid(x / 0.5)) * softplus(-x) + sigmoid(x / 0.5) * exp(-x))(
+            0.7 * (w.gain - z.gain)
         ),
     ),
-    "ipo": ({"beta": 0.7}, lambda w, l: (w.gain - l.gain - 1 / 1.4) ** 2),
-    "ipo_mean": ({"beta": 0.7}, lambda w, l: (w.mean_gain - l.mean_gain - 1 / 1.4) ** 2),
-    "hinge": ({"beta": 2.0}, lambda w, l: max(0.0, 1 - 2 * (w.gain - l.gain))),
+    "ipo": ({"beta": 0.7}, lambda w, z: (w.gain - z.gain - 1 / 1.4) ** 2),
+    "ipo_mean": ({"beta": 0.7}, lambda w, z: (w.mean_gain - z.mean_gain - 1 / 1.4) ** 2),
+    "hinge": ({"beta": 2.0}, lambda w, z: max(0.0, 1 - 2 * (w.gain - z.gain))),
     "exo": (
         {"beta": 0.7, "label_smoothing": 0.2},
-        lambda w, l: (lambda q: q * log(q / 0.8) + (1 - q) * log((1 - q) / 0.2))(sigmoid(0.7 * (w.gain - l.gain))),
+        lambda w, z: (lambda q: q * log(q / 0.8) + (1 - q) * log((1 - q) / 0.2))(sigmoid(0.7 * (w.gain - z.gain))),
     ),
     "nca": (
         {"beta": 0.7},
-        lambda w, l: softplus(-0.7 * w.gain) + softplus(0.7 * w.gain) / 2 + softplus(0.7 * l.gain) / 2,
+        lambda w, z: softplus(-0.7 * w.gain) + softplus(0.7 * w.gain) / 2 + softplus(0.7 * z.gain) / 2,
     ),
-    "bco_pair": ({"beta": 0.7}, lambda w, l: softplus(-0.7 * w.gain) + softplus(0.7 * l.gain)),
-    "sppo": ({"beta": 0.7}, lambda w, l: (w.gain - 1 / 1.4) ** 2 + (l.gain + 1 / 1.4) ** 2),
-    "apo_zero": ({"beta": 0.7}, lambda w, l: 1 - sigmoid(0.7 * w.gain) + sigmoid(0.7 * l.gain)),
-    "apo_down": ({"beta": 0.7}, lambda w, l: sigmoid(0.7 * w.gain) + 1 - sigmoid(0.7 * (w.gain - l.gain))),
+    "bco_pair": ({"beta": 0.7}, lambda w, z: softplus(-0.7 * w.gain) + softplus(0.7 * z.gain)),
+    "sppo": ({"beta": 0.7}, lambda w, z: (w.gain - 1 / 1.4) ** 2 + (z.gain + 1 / 1.4) ** 2),
+    "apo_zero": ({"beta": 0.7}, lambda w, z: 1 - sigmoid(0.7 * w.gain) + sigmoid(0.7 * z.gain)),
+    "apo_down": ({"beta": 0.7}, lambda w, z: sigmoid(0.7 * w.gain) + 1 - sigmoid(0.7 * (w.gain - z.gain))),
     "slic": (
         {"margin": 0.5, "sft_coef": 0.3},
-        lambda w, l: max(0.0, 0.5 - w.total + l.total) - 0.3 * w.total,
+        lambda w, z: max(0.0, 0.5 - w.total + z.total) - 0.3 * w.total,
     ),
-    "simpo": ({"beta": 0.7, "margin": 0.5}, lambda w, l: softplus(0.5 - 0.7 * (w.average - l.average))),
+    "simpo": ({"beta": 0.7, "margin": 0.5}, lambda w, z: softplus(0.5 - 0.7 * (w.average - z.average))),
     "cpo": (
         {"beta": 0.7, "sft_coef": 0.3},
-        lambda w, l: softplus(-0.7 * (w.total - l.total)) - 0.3 * w.average,
+        lambda w, z: softplus(-0.7 * (w.total - z.total)) - 0.3 * w.average,
     ),
     "orpo": (
         {"odds_coef": 0.3},
-        lambda w, l: (lambda odds: -w.average + 0.3 * softplus(-log(odds(w) / odds(l))))(
+        lambda w, z: (lambda odds: -w.average + 0.3 * softplus(-log(odds(w) / odds(z))))(
             lambda y: exp(y.average) / (1 - exp(y.average))
         ),
     ),
-    "pref_ft": ({}, lambda w, l: -w.total),
+    "pref_ft": ({}, lambda w, z: -w.total),
 }
 
 
 @pytest.mark.parametrize("name", sorted(PAIRS))
 def test_a_pair_objective_is_the_mean_of_its_formula_over_the_pairs_of_the_batch(name: str) -> None:
     hyper, formula = PAIRS[name]
-    pairs = [formula(w, l) for row in batch()[2] for w in row for l in row if w.r > l.r]
+    pairs = [formula(w, z) for row in batch()[2] for w in row for z in row if w.r > z.r]
     assert len(pairs) == 6 + 3 + 5
     np.testing.assert_allclose(value(name, **hyper), np.mean(pairs), rtol=2e-5)
 
 
-# --- responses -------------------------------------------------------------------------------------------------------------
+# --- responses -------------------------------------------------------------------------------------------------------
 def clipped(ratio: Any, advantage: float, low: float, high: float) -> Any:
     return np.minimum(ratio * advantage, np.clip(ratio, 1 - low, 1 + high) * advantage)
 
@@ -270,7 +270,7 @@ def test_every_sampled_objective_has_its_formula_checked() -> None:
     assert set(PAIRS) | set(RESPONSES) | set(TOKENS) | {"filtered", "kto", "bco", "xpo", "nash_md"} == ours - tables
 
 
-# --- relations that the papers state ---------------------------------------------------------------------------------------
+# --- relations that the papers state ---------------------------------------------------------------------------------
 def test_robust_dpo_under_flipped_labels_is_dpo_under_clean_ones_on_average() -> None:
     won = Group.of(reward=[1.0, 0.0], ref_logp=[-3.0, -1.0])
     lost = Group.of(reward=[0.0, 1.0], ref_logp=[-3.0, -1.0])
@@ -308,7 +308,7 @@ def test_discopop_pushes_the_winner_at_the_reference_as_its_docstring_warns() ->
     assert [pull(x) > 0 for x in (-0.15, -0.09, 0.0, 0.05, 0.1)] == [True, False, False, False, True]
 
 
-# --- numbers that are hard to keep -----------------------------------------------------------------------------------------
+# --- numbers that are hard to keep -----------------------------------------------------------------------------------
 def test_log1mexp_keeps_its_digits_near_certainty_and_far_from_it() -> None:
     getcontext().prec = 50
     for x in (-2e-6, -1e-3, -0.5, -0.7, -3.0, -20.0, -80.0):
@@ -333,7 +333,7 @@ def test_q_log_is_exact_from_tiny_to_huge_arguments_and_passes_through_power_0()
 
 
 def test_safe_exp_is_exp_up_to_its_bound_and_survives_products_with_rewards_beyond_it() -> None:
-    x = jnp.linspace(-90, 40, 27)
+    x = jnp.linspace(-80, 40, 25)
     np.testing.assert_allclose(safe_exp(x), np.exp(np.asarray(x, np.float64)), rtol=1e-5)
     top = safe_exp(jnp.float32(1e4))
     assert np.isfinite(top * top * 1e3)
@@ -357,15 +357,15 @@ def test_huge_rewards_and_log_ratios_reach_no_force_as_nan() -> None:
         assert np.isfinite(pull).all(), name
 
 
-# --- with_kl ---------------------------------------------------------------------------------------------------------------
+# --- with_kl ---------------------------------------------------------------------------------------------------------
 def test_with_kl_adds_one_traced_hyper_parameter_whose_0_is_the_objective_itself() -> None:
     logp, groups, _ = batch()
     logp = jnp.asarray(logp, jnp.float32)
     for place in ("loss", "reward"):
-        made = with_kl("rloo", kl="k3", place=place)  # type: ignore[arg-type]
+        made = with_kl("rloo", kl="k3", place=place)
         assert made.hyper == {"clip": 0.2, "kl_coef": 0.1}
-        run = jax.jit(lambda c, made=made: batch_loss(made, logp, groups, kl_coef=c))
-        np.testing.assert_allclose(run(0.0), value("rloo"), rtol=1e-6)
+        run: Any = jax.jit(lambda c, made=made: batch_loss(made, logp, groups, kl_coef=c))
+        np.testing.assert_allclose(run(0.0), value("rloo"), atol=1e-6)
         assert abs(float(run(0.5)) - value("rloo")) > 1e-3
         assert run._cache_size() == 1
         assert made.name not in OBJECTIVES
@@ -394,7 +394,7 @@ def test_a_penalty_in_the_reward_has_no_gradient_of_its_own() -> None:
 @pytest.mark.parametrize(
     ("which", "kl", "place", "message"),
     [
-        ("rloo", "k4", "loss", "choose from k1, k2, k3"),
+        ("rloo", "k4", "loss", "did you mean k3 or k2 or k1"),
         ("rloo", "k1", "rewards", "did you mean reward"),
         ("grpo", "k1", "loss", "kl_coef"),
         ("dpo", "k1", "reward", "does not look at rewards"),
@@ -408,7 +408,7 @@ def test_a_penalty_that_would_do_nothing_or_does_not_exist_is_refused(
         with_kl(which, kl=kl, place=place)
 
 
-# --- adding an objective ---------------------------------------------------------------------------------------------------
+# --- adding an objective ---------------------------------------------------------------------------------------------
 def test_a_new_objective_is_one_function_and_running_its_cell_again_replaces_it() -> None:
     def half(logp, group, *, beta: float = 2.0):
         """Half of everything.
@@ -428,21 +428,22 @@ def test_a_new_objective_is_one_function_and_running_its_cell_again_replaces_it(
         )
         group = Group.of(reward=[1.0, 2.0], ref_logp=[-1.0, -1.0])
         np.testing.assert_allclose(force("half", jnp.zeros((2, 1)), group), 0.25, rtol=1e-6)
-        half.__module__ = "elsewhere"
+        other = functools.wraps(half)(lambda logp, group, **hyper: half(logp, group, **hyper))
+        other.__module__ = "elsewhere"
         with pytest.raises(ConfigError, match="exists already"):
-            objective(family="supervised")(half)
+            objective(family="supervised")(other)
     finally:
         OBJECTIVES.pop("half", None)
 
 
 def test_functions_that_cannot_be_objectives_are_refused_with_the_reason() -> None:
-    def positional(logp, group, beta=0.1):
+    def positional(logp, group, beta=0.1) -> Any:
         """No.
 
         L = 0
         """
 
-    def undocumented(logp, group):
+    def undocumented(logp, group) -> Any:
         return 0.0
 
     def fine(logp, group):
@@ -454,7 +455,7 @@ def test_functions_that_cannot_be_objectives_are_refused_with_the_reason() -> No
     with pytest.raises(ConfigError, match="docstring"):
         as_objective(undocumented)
     with pytest.raises(ConfigError, match="did you mean supervised"):
-        as_objective(fine, family="superwised")  # type: ignore[arg-type]
+        as_objective(fine, family="superwised")
     with pytest.raises(TypeError, match="function"):
         as_objective(3)  # type: ignore[arg-type]
     assert as_objective(fine).formula == ""

@@ -247,9 +247,9 @@ def test_all_policies_learn_the_near_peak():
     shared = paper_bandit("R5", contexts=4, key=jax.random.key(0))
     cases = [
         (shared, Method("reinforce_group", policy=context_network(), optimizer=ADAM, learning_rate=3e-3)),
-        (paper_sequences("R7", length=3), Method("reinforce_group", policy=factorised, optimizer=ADAM, prompts=5,
+        (paper_sequences("R7", length=3), Method("reinforce_group", policy=factorised, optimizer=ADAM,
                                                  learning_rate=0.1)),
-        (sequences(jnp.asarray([0.0, 0.5, 1.0]), length=3), Method(
+        (sequences(jnp.tile(jnp.asarray([0.0, 0.5, 1.0]) / 3, (1, 3, 1))), Method(
             "reinforce_group", policy=transformer(pretrain_steps=5), optimizer=ADAM, learning_rate=3e-3)),
     ]  # fmt: skip
     for problem, method in cases:
@@ -259,7 +259,7 @@ def test_all_policies_learn_the_near_peak():
 
 def test_a_sequence_problem_gives_the_same_exact_dynamics_as_the_bandit_of_its_responses():
     """Two tokens of three values, learnt as a table: the nine responses are nine actions."""
-    chain = sequences(jnp.asarray([0.0, 0.3, 1.0]), length=2)
+    chain = sequences(jnp.tile(jnp.asarray([0.0, 0.3, 1.0]), (1, 2, 1)))
     flat = bandit(chain.reward_table(0), ref=chain.ref_table(0))
     method = Method("reinforce", data="exact", learning_rate=1.0)
     record = [simulate(p, method, 0, steps=20).record["expected_reward"] for p in (chain, flat)]

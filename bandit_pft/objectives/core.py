@@ -7,7 +7,7 @@ import importlib
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, cast, get_args
 
 import jax
 import jax.numpy as jnp
@@ -146,7 +146,7 @@ def objective(*, family: Family, paper: str = "") -> Callable[[Callable[..., Los
     return register
 
 
-def as_objective(function: Callable[..., Loss] | Objective, *, family: Family = "reward", paper: str = "") -> Objective:
+def as_objective(function: Callable[..., Loss] | Objective, *, family: str = "reward", paper: str = "") -> Objective:
     """An objective from a plain function, without registering it."""
     if isinstance(function, Objective):
         return function
@@ -163,7 +163,7 @@ def as_objective(function: Callable[..., Loss] | Objective, *, family: Family = 
         )
     if not inspect.getdoc(function):
         raise ConfigError(f"{name} has no docstring: say in one line what it does, and its formula as 'L = ...'")
-    return Objective(function, name, family, paper, {p.name: float(p.default) for p in parameters[2:]})
+    return Objective(function, name, cast(Family, family), paper, {p.name: float(p.default) for p in parameters[2:]})
 
 
 def get_objective(which: str | Objective | Callable[..., Loss]) -> Objective:
@@ -234,8 +234,8 @@ KL_ESTIMATES: dict[str, Callable[[Array], Array]] = {
 
 def with_kl(
     objective: Objective | str,
-    kl: Literal["k1", "k2", "k3"] = "k2",
-    place: Literal["loss", "reward"] = "loss",
+    kl: str = "k2",
+    place: str = "loss",
 ) -> Objective:
     """The objective with a penalty on the distance from the reference, and one more hyper-parameter, `kl_coef`.
 

@@ -68,7 +68,7 @@ def rloo(logp: Logp, group: Group, *, clip: Hyper = 0.2) -> Loss:
     L = -mean min(rho A, clip(rho, 1 -+ clip) A),   A = r - mean of the other r,   rho = pi(y) / pi_old(y)
 
     On-policy the paper's REINFORCE leave-one-out, unbiased; the ratio of the whole response and its clipping are TRL's.
-    Exact on an ExactGroup.
+    Exact on an ExactGroup as long as no ratio is clipped.
     """
     log_ratio = group.total(logp - group.old_logp)
     return -group.mean(clipped_gain(log_ratio, group.leave_one_out_advantage(), clip, clip))
@@ -108,7 +108,7 @@ def dr_grpo(logp: Logp, group: Group, *, clip: Hyper = 0.2, max_length: Hyper = 
     L = -mean over responses sum over tokens min(rho_t A, clip(rho_t, 1 -+ clip) A) / T,   A = r - mean r
 
     T is `max_length`, or the width of the group where that is 0. TRL's `loss_type="dr_grpo", scale_rewards="none"`.
-    Exact on an ExactGroup.
+    Exact on an ExactGroup as long as no ratio is clipped.
     """
     gain = clipped_gain(logp - group.old_logp, group.group_advantage()[:, None], clip, clip)
     return -group.mean(group.total(gain)) / jnp.where(max_length > 0, max_length, logp.shape[1])

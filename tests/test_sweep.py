@@ -1,0 +1,197 @@
+"""A run's numbers depend on what it is, not on what else is in the sweep; results are labelled, saved and resumed."""
+
+import json
+import subprocess
+import sys
+import textwrap
+
+import jaxtyping
+import numpy as np
+import pytest
+import xarray as xr
+
+from bandit_pft import Method, bandit, load, objective, paper_bandit, peaks, save, simulate, sweep
+from bandit_pft.errors import ConfigError, NumericsError, ResourceError, ShapeError, StoreError
+from bandit_pft.objectives import OBJECTIVES
+
+R4, R5 = paper_bandit("R4"), paper_bandit("R5")
+ON = Method("grpo", learning_rate=1.0, num_responses=4, name="on")
+OFF = Method("grpo", learning_rate=1.0, num_responses=4, on_policy=0.0, name="off")
+DPO = Method("dpo", learning_rate=1.0, num_responses=4)
+
+
+@pytest.fixture(scope="module")
+def data() -> xr.Dataset:
+    return sweep([R4, R5], [ON, OFF, DPO], seeds=[3, 1, 2], steps=10)
+
+
+def test_every_run_is_the_run_that_simulate_gives(data):
+    for problem in (R4, R5):
+        for method in (ON, DPO):
+            alone = simulate(problem, method, 1, steps=10).record["expected_reward"]
+            here = data.expected_reward.sel(problem=problem.name, algorithm=method.name, seed=1)
+            np.testing.assert_allclose(here, alone, rtol=2e-5)
+
+
+def test_a_run_has_the_same_bits_whatever_else_is_in_the_sweep_and_in_which_order(data):
+    alone = sweep(R5, DPO, seeds=[2], steps=10)
+    crowd = sweep([R5, R4], [DPO, ON], seeds=range(40), steps=10)
+    for name in ("expected_reward", "kl", "kl_reverse", "entropy", "mass_near_peak"):
+        wanted = alone[name].sel(seed=2).values.ravel()
+        for other in (data, crowd):
+            place = {"problem": R5.name, "algorithm": "dpo", "seed": 2}
+            np.testing.assert_array_equal(other[name].sel(place).values, wanted)
+
+
+def test_a_run_has_the_same_bits_on_one_device_and_on_four(data):
+    script = """
+        import jax, sys
+        jax.config.update("jax_num_cpu_devices", 4)
+        from bandit_pft import Method, paper_bandit, sweep
+        method = Method("grpo", learning_rate=1.0, num_responses=4, name="on")
+        data = sweep([paper_bandit("R4"), paper_bandit("R5")], method, seeds=[1, 2, 3], steps=10, tile=32)
+        assert len(jax.devices()) == 4
+        sys.stdout.write(data.kl.values.tobytes().hex())
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=True)
+    there = np.frombuffer(bytes.fromhex(done.stdout), np.float32).reshape(2, 1, 3, 11)
+    np.testing.assert_array_equal(there, data.kl.sel(algorithm=["on"], seed=[1, 2, 3]).values)
+
+
+def test_methods_see_the_same_randomness_under_one_seed():
+    same = sweep(R5, [ON, Method("grpo", learning_rate=1.0, num_responses=4, name="twin")], seeds=[1, 2], steps=5)
+    np.testing.assert_array_equal(same.kl.sel(algorithm="on"), same.kl.sel(algorithm="twin"))
+    assert (same.kl.sel(seed=1, step=5) != same.kl.sel(seed=2, step=5)).all()
+
+
+def test_results_carry_units_versions_seeds_and_configuration(data):
+    assert data.kl.attrs["units"] == "nats" and data.step.attrs["units"] == "gradient steps"
+    assert list(data.seed.values) == [3, 1, 2] and list(data.algorithm.values) == ["on", "off", "dpo"]
+    assert dict(zip(data.algorithm.values, data.family.values, strict=True))["dpo"] == "preference"
+    assert "jax" in json.loads(data.attrs["versions"])
+    methods = {m["name"]: m for m in json.loads(data.attrs["configuration"])["methods"]}
+    assert methods["off"]["on_policy"] == 0 and methods["dpo"]["hyper"] == {"beta": 0.1}
+    assert methods["off"]["reuse"] == "inf"
+
+
+def test_reward_queries_count_what_was_labelled(data):
+    on, off = (data.reward_queries.sel(problem="R4", algorithm=name).values for name in ("on", "off"))
+    np.testing.assert_array_equal(on, 4 * np.arange(11))
+    np.testing.assert_array_equal(off, [0] + 10 * [4])
+    reused = sweep(R5, Method("grpo", reuse=3, num_responses=4), seeds=[0], steps=7).reward_queries.values.ravel()
+    np.testing.assert_array_equal(reused, [0, 4, 4, 4, 8, 8, 8, 12])
+
+
+def test_a_grid_gives_one_axis_for_each_name_and_matches_single_runs():
+    grid = sweep(R5, DPO, seeds=[0, 1], steps=4, grid={"learning_rate": [0.5, 2.0], "beta": [0.1, 1.0, 5.0]})
+    assert dict(grid.kl.sizes) == {"problem": 1, "algorithm": 1, "learning_rate": 2, "beta": 3, "seed": 2, "step": 5}
+    one = sweep(R5, Method("dpo", learning_rate=2.0, hyper={"beta": 5.0}, num_responses=4), seeds=[1], steps=4)
+    place = {"learning_rate": 2.0, "beta": 5.0, "seed": 1}
+    np.testing.assert_array_equal(grid.kl.sel(place).values, one.kl.sel(seed=1).values)
+
+
+def test_an_axis_over_reuse_and_on_policy_keeps_runs_apart():
+    grid = sweep(R5, ON, seeds=[0], steps=6, grid={"reuse": [1, 3], "on_policy": [0.0, 0.5, 1.0]})
+    one = sweep(R5, Method("grpo", learning_rate=1.0, num_responses=4, reuse=3, on_policy=0.5), seeds=[0], steps=6)
+    np.testing.assert_array_equal(grid.kl.sel(reuse=3, on_policy=0.5).values, one.kl.values)
+    assert len(np.unique(grid.kl.isel(step=-1))) == 6
+
+
+def test_an_objective_defined_outside_the_package_takes_part():
+    @objective(family="preference")
+    def my_margin(logp, group, *, margin: float = 1.0):
+        """Push apart until the margin is reached.
+
+        L = mean over pairs of max(0, margin - (gain_w - gain_l))
+        """
+        gain = group.total(logp - group.ref_logp)
+        return group.pair_mean(np.maximum(0, 1) * (margin - gain[:, None] + gain[None, :]))
+
+    try:
+        result = sweep(R5, Method("my_margin", learning_rate=0.5), seeds=[0], steps=5)
+        assert result.expected_reward.isel(step=-1) > result.expected_reward.isel(step=0)
+        assert sweep(R5, Method(my_margin), seeds=[0], steps=5).equals(
+            sweep(R5, Method("my_margin"), seeds=[0], steps=5)
+        )
+    finally:
+        del OBJECTIVES["my_margin"]
+
+
+# --- saving and resuming -----------------------------------------------------------------------------------------------
+def test_saved_results_come_back_identical(tmp_path, data):
+    path = save(data, tmp_path / "deep" / "result.nc")
+    assert load(path).identical(data)
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(StoreError, match="cannot be read"):
+        load(path)
+    with pytest.raises(StoreError, match="cannot be read"):
+        load(tmp_path / "nothing.nc")
+
+
+def test_an_interrupted_sweep_goes_on_and_ends_bit_equal(tmp_path):
+    again = lambda: sweep([R4, R5], [ON, DPO], seeds=range(3), steps=6, tile=2, store=tmp_path)
+    whole = again()
+    tiles = sorted((tmp_path / "tiles").glob("*.npz"))
+    assert len(tiles) == 6
+    kept = tiles[0].stat().st_mtime_ns
+    for lost in tiles[2:4]:
+        lost.unlink()
+    assert again().identical(whole)
+    assert tiles[0].stat().st_mtime_ns == kept and not list(tmp_path.rglob("*.tmp.*"))
+
+
+def test_a_store_refuses_another_sweep_and_damaged_tiles(tmp_path):
+    run = lambda steps: sweep(R4, ON, seeds=[0], steps=steps, store=tmp_path)
+    run(3)
+    with pytest.raises(StoreError, match="another sweep"):
+        run(4)
+    tile = next((tmp_path / "tiles").glob("*.npz"))
+    content = bytearray(tile.read_bytes())
+    content[len(content) // 2] ^= 255
+    tile.write_bytes(content)
+    with pytest.raises(StoreError, match="damaged"):
+        run(3)
+
+
+# --- what can go wrong -------------------------------------------------------------------------------------------------
+def test_diverging_runs_are_reported_in_one_line_and_the_others_survive():
+    huge = bandit(np.asarray([0.0, 1e30, 2e30]), name="huge")
+    methods = [Method("reinforce", learning_rate=1e10, name="wild"), Method("reinforce", learning_rate=1e-31, name="tame")]
+    with pytest.warns(UserWarning, match=r"2 of 4 runs diverged \(first: problem=huge, algorithm=wild, seed=0, step"):
+        data = sweep(huge, methods, seeds=[0, 1], steps=8)
+    assert np.isfinite(data.kl.sel(algorithm="tame")).all()
+    assert (data.first_bad_step.sel(algorithm="tame") == -1).all()
+    with pytest.raises(NumericsError, match="lower the learning rate"):
+        sweep(huge, methods, seeds=[0], steps=8, on_nonfinite="raise")
+
+
+BAD = [
+    (lambda: sweep([], [ON], seeds=[0], steps=1), ConfigError, "problems is empty"),
+    (lambda: sweep(R4, [], seeds=[0], steps=1), ConfigError, "methods is empty"),
+    (lambda: sweep(R4, ON, seeds=[], steps=1), ConfigError, "seeds is empty"),
+    (lambda: sweep(R4, ON, seeds=[1, 1], steps=1), ConfigError, "twice"),
+    (lambda: sweep(R4, ON, seeds=[2**32], steps=1), ConfigError, "4294967295"),
+    (lambda: sweep(R4, [ON, ON], seeds=[0], steps=1), ConfigError, "name="),
+    (lambda: sweep([R4, R4], ON, seeds=[0], steps=1), ConfigError, "name="),
+    (lambda: sweep(R4, "dpo", seeds=[0], steps=1), TypeError, "must be a Method"),
+    (lambda: sweep(R4, ON, seeds=[0], steps=1, grid={"learning_rat": [1]}), ConfigError, "did you mean learning_rate"),
+    (lambda: sweep(R4, ON, seeds=[0], steps=1, grid={"clip": []}), ConfigError, "clip is empty"),
+    (lambda: sweep(R4, ON, seeds=[0], steps=1, tile=0), ConfigError, "tile"),
+    (lambda: sweep(R4, ON, seeds=[0], steps=1, on_nonfinite="ignore"), ConfigError, "freeze"),
+    (lambda: sweep([R4, bandit(peaks(50, [9], [3]), name="small")], ON, seeds=[0], steps=1,
+                   probe=whole), ShapeError, "separately"),
+    (lambda: sweep(R4, ON, seeds=range(2000), steps=10**6, probe=whole), ResourceError, "fewer seeds"),
+]  # fmt: skip
+
+
+def whole(problem, state):
+    return {"log_prob": state.log_probs[0]}
+
+
+@pytest.mark.parametrize("case", range(len(BAD)))
+def test_bad_input_is_refused_with_its_name_and_a_way_out(case, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    call, kind, words = BAD[case]
+    with pytest.raises(kind) as error:
+        call()
+    assert words in str(error.value)
