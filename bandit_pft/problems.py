@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -45,7 +46,7 @@ _PEAKS = {"R4": (70.0, 10.0), "R5": (20.0, 10.0), "R8": (70.0, 20.0), "R9": (70.
     data_fields=["ref_logits", "token_reward", "bonus", "features", "data_logits"],
     meta_fields=["end", "reward_fn", "name"],
 )
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Problem:
     """S contexts, responses of T tokens out of V, a reference policy, where offline data come from, and a reward.
 
@@ -105,9 +106,9 @@ class Problem:
         """Raise ResourceError unless `enumerable`."""
         if not self.enumerable:
             raise ResourceError(
-                f"{what} of {self.num_tokens} tokens in {self.length} places has {float(self.num_responses):.1e} "
-                f"entries; at most {MOST_RESPONSES:,} are listed. Take fewer tokens or places, or work with samples "
-                "(the factorised or transformer policy)"
+                f"{what} of {self.num_tokens} tokens in {self.length} places has about "
+                f"10^{math.log10(self.num_responses):.0f} entries; at most {MOST_RESPONSES:,} are listed. "
+                "Take fewer tokens or places, or work with samples (the factorised or transformer policy)"
             )
 
     # --- responses -------------------------------------------------------------------------------------------------

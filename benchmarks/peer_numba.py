@@ -143,32 +143,46 @@ def exact_rows(ref, reward, w, target, offset, order, rate, steps, name, n, out)
         out[row] = expected(x, reward)
 
 
+@numba.njit(**_options)
+def advance(x, p, g, shift, scale, mean, pull, name, sums):
+    """Update and exponentiate again in one pass; a branch inside the loops would keep LLVM from vectorising them."""
+    z, s, q = f32(0), f32(0), f32(0)
+    if name == 0:
+        for a in range(x.size):
+            y = x[a] + pull * g[a] - scale * p[a]
+            e = exp(y - shift)
+            x[a], p[a] = y, e
+            z += e
+    elif name == 1:
+        for a in range(x.size):
+            y = x[a] + scale * p[a] * (g[a] - x[a] - mean)
+            e = exp(y - shift)
+            x[a], p[a] = y, e
+            z += e
+            s += e * (g[a] - y)
+    else:
+        for a in range(x.size):
+            y = x[a] + scale * p[a] * (g[a] - mean)
+            e = exp(y - shift)
+            x[a], p[a] = y, e
+            z += e
+            s += e * g[a]
+            q += e * g[a] * g[a]
+    sums[0], sums[1], sums[2] = z, s, q
+
+
 @numba.njit(parallel=True, **_options)
-def exact_one_row(ref, reward, w, target, offset, rate, steps, name, n, out, chunks):
+def exact_one_row(ref, reward, g, rate, steps, name, n, out, chunks):
     """The cores share one row, and meet once a step."""
-    x, p = ref.copy(), np.empty_like(ref)
+    x, p = ref.copy(), np.zeros_like(ref)
     shift, scale, mean = f32(0), f32(0), f32(0)
     sums = np.zeros((chunks, 16), np.float32)
     size = (ref.size + chunks - 1) // chunks
     for step in range(steps + 1):
         for c in numba.prange(chunks):
-            z, s, q = f32(0), f32(0), f32(0)
-            for a in range(c * size, min((c + 1) * size, ref.size)):
-                y = x[a]
-                if step > 0:
-                    if name == 0:
-                        y += rate * target[a] - scale * p[a]
-                    elif name == 1:
-                        y += scale * p[a] * (offset[a] - y - mean)
-                    else:
-                        y += scale * p[a] * (w[a] - mean)
-                e = exp(y - shift)
-                x[a], p[a] = y, e
-                g = offset[a] - y if name == 1 else w[a]
-                z += e
-                s += e * g
-                q += e * g * g
-            sums[c, 0], sums[c, 1], sums[c, 2] = z, s, q
+            part = slice(c * size, min((c + 1) * size, ref.size))
+            pull = rate if step else f32(0)
+            advance(x[part], p[part], g[part], shift, scale, mean, pull, name, sums[c])
         z, s, q = sums[:, 0].sum(), sums[:, 1].sum(), sums[:, 2].sum()
         mean = s / z
         scale = rate / z
@@ -339,7 +353,8 @@ def build(task: Task) -> Run:
             exact_rows(ref, reward, w, target, offset, order, rate, steps, name, task.draws, out)
         else:
             chunks = numba.get_num_threads()
-            exact_one_row(ref, reward, w, target, offset, rate[0], steps, name, task.draws, out, chunks)
+            g = {"forward_kl": target, "reverse_kl": offset}.get(task.objective, w)
+            exact_one_row(ref, reward, g, rate[0], steps, name, task.draws, out, chunks)
         return out
 
     run(0, 1)

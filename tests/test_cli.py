@@ -98,7 +98,7 @@ def test_help_names_every_command(capsys):
 def test_every_objective_is_listed_with_what_it_does(capsys):
     assert cli.main(["list"]) == 0
     lines = [line.split(None, 1) for line in capsys.readouterr().out.splitlines() if line.startswith("  ")]
-    assert {name: text for name, text in lines} == {made.name: made.summary for made in OBJECTIVES.values()}
+    assert dict(lines) == {made.name: made.summary for made in OBJECTIVES.values()}
 
 
 @pytest.mark.parametrize("kind", ["problems", "presets"])

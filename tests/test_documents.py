@@ -33,7 +33,7 @@ def test_the_readme_example_is_twelve_lines_and_shows_that_on_policy_wins_far_fr
     assert "Best-of-N offline" in capsys.readouterr().out
     assert (tmp_path / "results" / "first.svg").stat().st_size > 10_000
     last = namespace["results"]["expected_reward"].isel(step=-1).mean("seed").sel(problem="R4")
-    for objective in ("best_of_n", "dpo"):
+    for objective in ("best_of_n", "ipo"):
         assert last.sel(algorithm=f"{objective} on-policy") > last.sel(algorithm=f"{objective} offline") + 0.2
 
 

@@ -21,7 +21,8 @@ LAYERS = (
     ("simulate", "hf"),
     ("sweep",),
     ("paper", "plots", "explorer", "exercises"),
-    ("__init__", "cli", "__main__"),
+    ("__init__", "cli"),
+    ("__main__",),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 FILES = sorted(ROOT.rglob("*.py"))

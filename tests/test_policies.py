@@ -45,6 +45,11 @@ def moved(policy, problem, scale=0.5):
     return jax.tree.map(lambda x: x + jnp.asarray(scale * DRAW.normal(size=x.shape), x.dtype), params)
 
 
+def table_of(policy, params, problem, context):
+    assert policy.table is not None
+    return policy.table(params, problem, context)
+
+
 def conditionals(table, problem, response):
     """Log-probability of each token given those before it, by summing whole responses that share a prefix."""
     rows, mask = problem.responses()
@@ -66,7 +71,7 @@ def test_table_token_log_probs_and_draws_are_one_distribution(policy, problem):
     @jax.jit
     def both(params, problem, context):
         given = jnp.asarray(response)
-        table, each = policy.table(params, problem, context), policy.log_prob(params, problem, context, given)
+        table, each = table_of(policy, params, problem, context), policy.log_prob(params, problem, context, given)
         return table, each, policy.sample(params, problem, context, jax.random.key(5), 4000)
 
     for context in range(2):
@@ -92,7 +97,7 @@ def test_gradients_are_finite_where_actions_are_forbidden(policy, name):
     @jax.jit
     def slopes(params):
         possible = jnp.isfinite(problem.ref_table(0))
-        whole = lambda p: jnp.where(possible, policy.table(p, problem, 0), 0).sum()
+        whole = lambda p: jnp.where(possible, table_of(policy, p, problem, 0), 0).sum()
         tokens = lambda p: jnp.where(possible[:, None] & mask, policy.log_prob(p, problem, 0, response), 0).sum()
         return jax.grad(whole)(params), jax.grad(tokens)(params)
 
@@ -109,7 +114,7 @@ def test_contexts_can_be_mapped_over(policy):
 
     def all_three(context, key):
         each = policy.log_prob(params, problem, context, response)
-        return policy.table(params, problem, context), each, policy.sample(params, problem, context, key, 3)
+        return table_of(policy, params, problem, context), each, policy.sample(params, problem, context, key, 3)
 
     keys = jax.random.split(jax.random.key(0))
     mapped, alone = jax.jit(jax.vmap(all_three))(jnp.arange(2), keys), jax.jit(all_three)
@@ -128,7 +133,7 @@ def test_a_difference_of_zero_is_the_reference(policy, name):
     problem = PROBLEMS[name]
     params = policy.init(jax.random.key(0), problem)
     assert not any(np.any(x) for x in jax.tree.leaves(params))
-    np.testing.assert_allclose(policy.table(params, problem, 1), problem.ref_table(1), atol=1e-6)
+    np.testing.assert_allclose(table_of(policy, params, problem, 1), problem.ref_table(1), atol=1e-6)
 
 
 def test_slope_of_a_tabular_log_prob_is_the_action_minus_the_policy():
@@ -136,7 +141,7 @@ def test_slope_of_a_tabular_log_prob_is_the_action_minus_the_policy():
     params = moved(tabular, problem)
     actions = np.array([0, 1, 3, 4, 5])
     slope = jax.jacobian(lambda p: tabular.log_prob(p, problem, 1, jnp.asarray(actions)[:, None])[:, 0])(params)
-    pi = np.exp(np.asarray(tabular.table(params, problem, 1)))
+    pi = np.exp(np.asarray(table_of(tabular, params, problem, 1)))
     np.testing.assert_allclose(slope[:, 1], np.eye(6)[actions] - pi, atol=1e-6)
     assert not np.asarray(slope[:, 0]).any()  # The other context has parameters of its own.
     assert not np.asarray(slope[:, :, 2]).any()  # The forbidden action's parameter is never pulled.
@@ -146,11 +151,11 @@ def test_a_shared_table_moves_all_contexts_by_the_same_odds():
     problem = PROBLEMS["sequences"]
     params = moved(tabular_shared, problem)
     possible = np.isfinite(np.asarray(problem.ref_table(0)))
-    gain = [np.asarray(tabular_shared.table(params, problem, s) - problem.ref_table(s))[possible] for s in range(2)]
+    gain = [np.asarray(table_of(tabular_shared, params, problem, s) - problem.ref_table(s))[possible] for s in range(2)]
     np.testing.assert_allclose(gain[0] - gain[0][0], gain[1] - gain[1][0], atol=4e-6)
     assert not np.allclose(gain[0], gain[1], atol=1e-3)
-    own = tabular.table(jnp.stack([params, params]), problem, 1)
-    np.testing.assert_allclose(own, tabular_shared.table(params, problem, 1), atol=1e-6)
+    own = table_of(tabular, jnp.stack([params, params]), problem, 1)
+    np.testing.assert_allclose(own, table_of(tabular_shared, params, problem, 1), atol=1e-6)
 
 
 @pytest.mark.parametrize("policy", [tabular, factorised], ids=lambda p: p.name)
@@ -161,7 +166,7 @@ def test_log_ratios_of_tiny_probabilities_are_exact(policy):
     params = jnp.asarray(lead.reshape((1, 5) if policy is tabular else (1, 1, 5)), jnp.float32)
     exact = ref - np.log(np.exp(ref).sum()) + lead
     gain = exact - np.log(np.exp(exact).sum()) - (ref - np.log(np.exp(ref).sum()))
-    table, start = (np.asarray(x, np.float64) for x in (policy.table(params, problem, 0), problem.ref_table(0)))
+    table, start = (np.asarray(x, np.float64) for x in (table_of(policy, params, problem, 0), problem.ref_table(0)))
     # Half a unit in the last place of the log-probabilities themselves, and of what is added to them.
     np.testing.assert_allclose(table - start, gain, rtol=0, atol=2 * np.spacing(np.float32(500)))
     np.testing.assert_allclose((table - start)[3:], gain[3:], atol=3e-7)
@@ -171,7 +176,7 @@ def test_policies_of_independent_tokens_agree_with_one_table_on_actions():
     problem = PROBLEMS["actions"]
     params = moved(tabular, problem)
     np.testing.assert_allclose(
-        factorised.table(params[:, None], problem, 0), tabular.table(params, problem, 0), atol=1e-6
+        table_of(factorised, params[:, None], problem, 0), table_of(tabular, params, problem, 0), atol=1e-6
     )
 
 
@@ -191,7 +196,7 @@ def test_a_table_over_too_many_sequences_is_refused_and_its_factorised_form_is_n
         tabular.init(jax.random.key(0), problem)
     params = factorised.init(jax.random.key(0), problem)
     with pytest.raises(ResourceError):
-        factorised.table(params, problem, 0)
+        table_of(factorised, params, problem, 0)
 
     @jax.jit
     def draw(key):
@@ -212,7 +217,7 @@ def test_paper_network_has_its_size_and_starts_at_the_reference():
     params = jax.jit(policy.init)(jax.random.key(1), problem)
     assert count(params) == 109_698
     contexts = jnp.arange(100)
-    table = np.asarray(jax.vmap(lambda s: policy.table(params, problem, s))(contexts), np.float64)
+    table = np.asarray(jax.vmap(lambda s: table_of(policy, params, problem, s))(contexts), np.float64)
     ref = np.asarray(problem.ref_table(0), np.float64)
     kl = (np.exp(table) * (table - ref)).sum(-1)
     assert kl.mean() < 0.01
@@ -224,7 +229,7 @@ def test_paper_network_without_its_first_fit_is_almost_uniform():
     problem = paper_bandit("R4", 3, key=jax.random.key(0))
     policy = context_network(pretrain_steps=0)
     params = policy.init(jax.random.key(1), problem)
-    np.testing.assert_allclose(policy.table(params, problem, 0), -math.log(100), atol=1e-3)
+    np.testing.assert_allclose(table_of(policy, params, problem, 0), -math.log(100), atol=1e-3)
     for layer in params["layers"]:
         bound = 0.01 * math.sqrt(6 / sum(layer["w"].shape))
         assert 0.97 * bound < float(abs(layer["w"]).max()) <= bound
@@ -243,7 +248,7 @@ def test_context_network_is_the_one_that_pytorch_computes():
     x = linear(tensor(problem.features), first)
     x = functional.layer_norm(x, (8,), tensor(params["norm"]["scale"]), tensor(params["norm"]["shift"])).relu()
     x = linear(linear(linear(x, second).relu(), third).relu(), last).log_softmax(-1)
-    table = jax.jit(jax.vmap(lambda s: policy.table(params, problem, s)))(jnp.arange(5))
+    table = jax.jit(jax.vmap(lambda s: table_of(policy, params, problem, s)))(jnp.arange(5))
     np.testing.assert_allclose(table, x.numpy(), atol=1e-5)
 
 
@@ -252,7 +257,7 @@ def test_context_network_tells_contexts_apart_only_by_their_features():
     problem = bandit(np.zeros((3, 4)), features=features)
     policy = context_network((6,), 0)
     params = moved(policy, problem)
-    table = np.asarray(jax.jit(jax.vmap(lambda s: policy.table(params, problem, s)))(jnp.arange(3)))
+    table = np.asarray(jax.jit(jax.vmap(lambda s: table_of(policy, params, problem, s)))(jnp.arange(3)))
     np.testing.assert_allclose(table[0], table[2], atol=1e-6)
     assert abs(table[0] - table[1]).max() > 1e-3
 
@@ -329,7 +334,7 @@ def test_first_fit_brings_networks_closer_to_an_uneven_reference():
     ref = np.asarray(problem.ref_table(0), np.float64)
 
     def distance(policy):
-        fit = jax.jit(lambda key: policy.table(policy.init(key, problem), problem, 0))
+        fit = jax.jit(lambda key: table_of(policy, policy.init(key, problem), problem, 0))
         table = np.asarray(fit(jax.random.key(3)), np.float64)
         return (np.exp(table) * (table - ref)).sum()
 
@@ -373,4 +378,4 @@ def test_a_response_or_context_that_does_not_exist_is_refused(policy):
     with pytest.raises(DomainError, match=r"response\[0, 0\] is 6; tokens run from 0 to 5"):
         policy.log_prob(params, problem, 0, jnp.array([[6]]))
     with pytest.raises(DomainError, match="context is 2; contexts run from 0 to 1"):
-        policy.table(params, problem, 2)
+        table_of(policy, params, problem, 2)
