@@ -18,3 +18,38 @@ from bandit_pft.problems import (
 )
 from bandit_pft.simulate import simulate
 from bandit_pft.sweep import load, save, sweep
+
+__all__ = [
+    "ADAM",
+    "OBJECTIVES",
+    "SGD",
+    "ExactGroup",
+    "Group",
+    "Method",
+    "Problem",
+    "State",
+    "bandit",
+    "context_network",
+    "contextual_bandit",
+    "distribution_probe",
+    "factorised",
+    "force",
+    "length_problem",
+    "load",
+    "measure",
+    "objective",
+    "paper_bandit",
+    "paper_reference",
+    "paper_sequences",
+    "peaks",
+    "prepare",
+    "save",
+    "sequences",
+    "simulate",
+    "standard_probe",
+    "sweep",
+    "tabular",
+    "tabular_shared",
+    "transformer",
+    "with_kl",
+]

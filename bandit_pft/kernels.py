@@ -9,7 +9,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 BLOCK = 1024  # One float32 cumulative sum stays exact enough up to here; beyond, every level gets a fresh uniform.
-UNROLL = 256  # Up to here comparing with every cumulative sum beats a two-level search.
 
 
 def levels(count: int) -> int:
@@ -46,32 +45,27 @@ def _descend(uniform: Array, mass: Array) -> Array:
 
 
 def _invert(mass: Array, uniform: Array) -> Array:
-    upto = _cumulative(mass)
-    columns = upto.shape[1]
-    # Strictly below the total, so that the first action whose sum exceeds it has mass.
-    point = uniform * upto[-1, -1]
-    if mass.shape[0] <= UNROLL:
-        return _count(upto.reshape(-1), point)
-    row = _count(upto[:, -1], point)
-    return row * columns + _count(upto[row].T, point)
+    """Inverse CDF in two levels of about sqrt(A): first the row of a table of masses, then the place in the row.
 
-
-def _count(upto: Array, point: Array) -> Array:
-    """How many entries of `upto` are not above the point; unrolled, because XLA does not vectorise the reduction."""
-    total = jnp.zeros(point.shape, jnp.int32)
-    for i in range(upto.shape[0]):
-        total += (upto[i] <= point).astype(jnp.int32)
-    return total
-
-
-def _cumulative(mass: Array) -> Array:
-    """Cumulative sums as [rows, columns], about sqrt(A) each: 3 to 8 times faster than `jnp.cumsum` on a CPU."""
+    All sums run in one fixed order, so that an action of mass 0 never moves the sum and is never chosen. Loops over
+    rows and columns are unrolled: XLA vectorises them over draws and runs, as it does not a cumulative sum.
+    """
     columns = math.isqrt(mass.shape[0] - 1) + 1
     table = jnp.pad(mass, (0, -mass.shape[0] % columns)).reshape(-1, columns)
-    inside = [table[:, 0]]
+    size = table[:, 0]
     for column in range(1, columns):
-        inside.append(inside[-1] + table[:, column])
-    before = [jnp.zeros((), mass.dtype)]
-    for row in range(table.shape[0] - 1):
-        before.append(before[-1] + inside[-1][row])
-    return jnp.stack(inside, -1) + jnp.stack(before)[:, None]
+        size = size + table[:, column]
+    ends = [size[0]]
+    for row in range(1, table.shape[0]):
+        ends.append(ends[-1] + size[row])
+    # Strictly below the total, so that the first action whose sum exceeds it has mass.
+    point = uniform * ends[-1]
+    row, start = jnp.zeros(point.shape, jnp.int32), jnp.zeros_like(point)
+    for end in ends[:-1]:
+        row, start = row + (end <= point), jnp.where(end <= point, end, start)
+    chosen = table[row].T
+    place, inside = jnp.zeros(point.shape, jnp.int32), jnp.zeros_like(point)
+    for column in range(columns - 1):
+        inside = inside + chosen[column]
+        place += start + inside <= point
+    return row * columns + place

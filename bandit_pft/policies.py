@@ -37,6 +37,8 @@ class Policy(NamedTuple):
         log_prob: (params, problem, context, response [N, T]) -> [N, T] log-probability of every token given those
             before it [nats]; 0 where masked.
         sample: (params, problem, context, key, n) -> [n, T].
+        lead: where `table` is a softmax: (params, problem, context) -> [A] logits, up to a constant for each response.
+            Its gradient is then had in closed form from the table. None elsewhere.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Policy(NamedTuple):
     table: Callable[[PyTree, Problem, Context], Float[Array, " A"]] | None
     log_prob: Callable[[PyTree, Problem, Context, Int[Array, "N T"]], Float[Array, "N T"]]
     sample: Callable[[PyTree, Problem, Context, Key[Array, ""], int], Int[Array, "n T"]]
+    lead: Callable[[PyTree, Problem, Context], Float[Array, " A"]] | None = None
 
 
 # --- one number per response -----------------------------------------------------------------------------------------
@@ -53,9 +56,11 @@ def _make_tabular(name: str, shared: bool) -> Policy:
         shape = (problem.num_responses,) if shared else (problem.num_contexts, problem.num_responses)
         return jnp.zeros(shape, problem.ref_logits.dtype)
 
+    def own_lead(params: Array, problem: Problem, context: Context) -> Float[Array, " A"]:
+        return params if shared else problem.at(params, context)
+
     def table(params: Array, problem: Problem, context: Context) -> Float[Array, " A"]:
-        ref = problem.ref_table(context)
-        lead = params if shared else problem.at(params, context)
+        ref, lead = problem.ref_table(context), own_lead(params, problem, context)
         # The lead is normalised before it is added: next to a log-probability of -70 it would lose its last digits.
         lead = lead - jax.nn.logsumexp(ref + lead)
         return jnp.where(jnp.isneginf(ref), -jnp.inf, ref + lead)
@@ -69,7 +74,7 @@ def _make_tabular(name: str, shared: bool) -> Policy:
     def sample(params: Array, problem: Problem, context: Context, key: Key[Array, ""], n: int) -> Int[Array, "n T"]:
         return problem.response_at(sample_categorical(key, table(params, problem, context), n))
 
-    return Policy(name, init, table, log_prob, sample)
+    return Policy(name, init, table, log_prob, sample, own_lead)
 
 
 tabular = _make_tabular("tabular", shared=False)

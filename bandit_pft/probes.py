@@ -53,7 +53,8 @@ Probe = Callable[[Problem, State], Mapping[str, Array]]
 def standard_probe(problem: Problem, state: State) -> dict[str, Array]:
     """Expected reward, KL to the reference both ways [nats], entropy [nats] and mass near the peak: context means.
 
-    Exact where responses can be enumerated, otherwise the mean over `SAMPLES` draws per context.
+    Exact where responses can be enumerated, otherwise means over `SAMPLES` draws per context; mass near the peak is then
+    left out unless the reward is a sum over a fixed number of tokens, whose extremes are known.
     """
     if state.log_probs is None or state.ref_log_probs is None or state.rewards is None:
         return _sampled_metrics(problem, state)
@@ -77,7 +78,7 @@ def distribution_probe(problem: Problem, state: State) -> dict[str, Array]:
 
 
 def _sampled_metrics(problem: Problem, state: State) -> dict[str, Array]:
-    low, high = problem.reward_range()
+    additive = problem.reward_fn is None and problem.end is None
 
     def one(context: Array, key: Array) -> dict[str, Array]:
         ours, theirs = jax.random.split(key)
@@ -86,13 +87,17 @@ def _sampled_metrics(problem: Problem, state: State) -> dict[str, Array]:
         reward = problem.reward(context, own, problem.mask_of(own))
         own_gap, own_logp = _log_ratio(state, problem, context, own)
         other_gap, _ = _log_ratio(state, problem, context, other)
-        return {
+        values = {
             "expected_reward": reward.mean(),
             "kl": own_gap.mean(),
             "kl_reverse": -other_gap.mean(),
             "entropy": -own_logp.mean(),
-            "mass_near_peak": (reward >= (low + high) / 2).mean(),
         }
+        if not additive:
+            return values
+        tokens = problem.at(problem.token_reward, context)
+        half_way = (tokens.min(-1) + tokens.max(-1)).sum() / 2 + problem.at(problem.bonus, context)
+        return {**values, "mass_near_peak": (reward >= half_way).mean()}
 
     contexts = jnp.arange(problem.num_contexts)
     each = jax.vmap(one)(contexts, jax.random.split(state.key, problem.num_contexts))

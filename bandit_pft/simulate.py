@@ -171,7 +171,7 @@ class Carry(NamedTuple):
     params: PyTree
     optimizer: PyTree
     collected: Collected
-    stats: Float[Array, "3"]
+    stats: Float[Array, 3]
     first_bad_step: Array
 
 
@@ -234,13 +234,18 @@ class Loop:
         return f(0)[None] if self.problem.num_contexts == 1 else jax.vmap(f)(contexts)
 
     def learner_table(self, params: PyTree, contexts: Array) -> Float[Array, "M A"]:
-        # By way of its derivative, which the gradient needs anyway: XLA then sees one table and not two.
-        return jax.vjp(partial(self.differentiable_table, contexts), params)[0]
-
-    def differentiable_table(self, contexts: Array, params: PyTree) -> Float[Array, "M A"]:
         table = self.method.policy.table
         assert table is not None
         return self.per_context(lambda c: table(params, self.problem, c), contexts)
+
+    def table_gradient(self, params: PyTree, contexts: Array, table: Array, slope: Float[Array, "M A"]) -> PyTree:
+        """Gradient in the parameters from the slope of the loss in the table."""
+        lead = self.method.policy.lead
+        if lead is None:
+            return jax.vjp(lambda p: self.learner_table(p, contexts), params)[1](slope)[0]
+        # One form for all objectives: d loss / d logits = slope - pi sum(slope).
+        slope = slope - jnp.exp(table) * slope.sum(-1, keepdims=True)
+        return jax.vjp(lambda p: self.per_context(lambda c: lead(p, self.problem, c), contexts), params)[1](slope)[0]
 
     def reference_table(self, contexts: Array) -> Float[Array, "M A"]:
         if self.method.reference == "initial":
@@ -267,13 +272,6 @@ class Loop:
             return self.log_prob(self.params, contexts, response)
         return jax.vmap(self.problem.data_log_prob)(contexts, response)
 
-    def learner_log_prob(self, params: PyTree, contexts: Array, groups: Group) -> Float[Array, "M N T"]:
-        """Of the responses in a batch, differentiable in the parameters."""
-        if self.problem.length > 1 or not self.enumerable:
-            return self.log_prob(params, contexts, groups.response)
-        table = self.differentiable_table(contexts, params)
-        return (table if self.exact else jnp.take_along_axis(table, groups.response[..., 0], -1))[..., None]
-
     # --- collection ------------------------------------------------------------------------------------------------
     def draw(self, step: Array) -> Draw:
         """The randomness of the collection at this step: a function of the run's key and the step alone."""
@@ -291,9 +289,7 @@ class Loop:
             return self.order
         return self.order[((step // period) * prompts + jnp.arange(prompts)) % self.problem.num_contexts]
 
-    def collect(
-        self, params: PyTree, table: Array | None, contexts: Array, on_policy: Array, draw: Draw
-    ) -> Collected:
+    def collect(self, params: PyTree, table: Array | None, contexts: Array, on_policy: Array, draw: Draw) -> Collected:
         """N responses to each context, from the table of the mixed policy, or from learner and data in turn."""
         one = jnp.ones(())
         if self.exact:
@@ -402,16 +398,27 @@ class Loop:
         scale = jnp.where(variance > 1e-6 * square, jnp.sqrt(jnp.maximum(variance, 1e-30)), 1.0)
         return collected._replace(baseline=baseline, scale=scale), stats
 
-    def learn(self, carry: Carry, contexts: Array, step: Array, live: Array) -> tuple[Carry, State]:
-        """One gradient step on the collection in hand, taken when live; and what a probe sees before it."""
+    def learn(
+        self, carry: Carry, table: Array | None, contexts: Array, step: Array, live: Array
+    ) -> tuple[Carry, State]:
+        """One gradient step on the collection in hand, taken when live; and what a probe sees before it.
+
+        Args:
+            table: [B, A] of the learner for the contexts of the collection, where single tokens are learnt.
+        """
         method, params, collected = self.method, carry.params, carry.collected
         prompts, minibatch = batch_sizes(self.problem, method)
         if minibatch < prompts:
             cut = lambda x: jax.lax.dynamic_slice_in_dim(x, (step % (prompts // minibatch)) * minibatch, minibatch)
-            contexts = cut(contexts)
+            contexts, table = cut(contexts), None if table is None else cut(table)
             collected = jax.tree.map(lambda x: cut(x) if x.ndim else x, collected)
         batch = self.groups(collected, contexts)
-        logp, pull = jax.vjp(lambda p: self.learner_log_prob(p, contexts, batch), params)
+        if table is None:
+            logp, pull = jax.vjp(lambda p: self.log_prob(p, contexts, batch.response), params)
+        else:
+            read = lambda x: (x if self.exact else jnp.take_along_axis(x, batch.response[..., 0], -1))[..., None]
+            logp, spread = jax.vjp(read, table)
+            pull = lambda slope: (self.table_gradient(params, contexts, table, spread(slope)[0]),)
         # No group of a simulation is padding, so each has the same share.
         batch = prepare(batch, logp)._replace(share=jnp.full((minibatch,), 1 / minibatch))
         loss, slope = jax.value_and_grad(lambda x: batch_loss(method.objective, x, batch, **method.hyper))(logp)
@@ -419,18 +426,19 @@ class Loop:
         rate = jnp.asarray(method.learning_rate, logp.dtype)
         if method.schedule is not None:
             rate = rate * method.schedule(step)
-        healthy = jnp.isfinite(slope.sum() + jnp.where(batch.mask, logp, 0).sum())
+        healthy = jnp.isfinite(slope.sum() + loss)
         first_bad = jnp.where((carry.first_bad_step < 0) & ~healthy, step, carry.first_bad_step)
         keep = lambda new, old: jnp.where(live & (first_bad < 0), new, old)
         moved = jax.tree.map(lambda p, u: keep(p + rate.astype(p.dtype) * u, p), params, update)
         everything = jnp.arange(self.problem.num_contexts)
-        table = lambda f: f() if self.enumerable else None
+        listed = lambda f: f() if self.enumerable else None
+        whole = table is not None and minibatch == everything.size
         state = State(
             step=step,
             params=params,
-            log_probs=table(lambda: self.learner_table(params, everything)),
-            ref_log_probs=table(lambda: self.reference_table(everything)),
-            rewards=table(lambda: self.per_context(self.problem.reward_table, everything)),
+            log_probs=listed(lambda: table if whole else self.learner_table(params, everything)),
+            ref_log_probs=listed(lambda: self.reference_table(everything)),
+            rewards=listed(lambda: self.per_context(self.problem.reward_table, everything)),
             groups=batch,
             logp=logp,
             force=-slope,
@@ -497,7 +505,7 @@ def run(
 
     loop = over(partial(Loop.make, steps=steps))(problem, method, key)
     one = loop if axis is None else jax.tree.map(lambda x: jax.lax.index_in_dim(x, 0, axis, keepdims=False), loop)
-    by_table = one.exact or one.by_table
+    single, by_table = one.enumerable and one.problem.length == 1, one.exact or one.by_table
 
     def behaviour(own: Array, contexts: Array) -> Array:
         """Table of the policy that the next responses come from."""
@@ -505,23 +513,25 @@ def run(
         mixed = lambda: over(lambda loop, own, data: mixture(own, data, loop.method.on_policy))(loop, own, data())
         return jax.lax.switch(plan.regime, [lambda: own, data, mixed])
 
-    def observe(loop: Loop, carry: Carry, contexts: Array, step: Array) -> tuple[Carry, dict[str, Array]]:
-        new, state = loop.learn(carry, contexts, step, step < steps)
+    def observe(
+        loop: Loop, carry: Carry, table: Array | None, contexts: Array, step: Array
+    ) -> tuple[Carry, dict[str, Array]]:
+        new, state = loop.learn(carry, table, contexts, step, step < steps)
         return new, dict(probe(loop.problem, state))
 
     def advance(carry: Carry, step: Array) -> tuple[Carry, dict[str, Array]]:
         contexts = over(Loop.contexts, 1, 2)(loop, step, plan.period)
 
         # Outside the branch, so that it is shared with the gradient.
-        own = over(Loop.learner_table)(loop, carry.params, contexts) if by_table else None
+        own = over(Loop.learner_table)(loop, carry.params, contexts) if single or one.exact else None
 
         def fresh() -> tuple[Collected, Array]:
-            table = None if own is None else behaviour(own, contexts)
+            table = behaviour(own, contexts) if by_table and own is not None else None
             return over(Loop.refresh, 5)(loop, carry.params, carry.stats, table, contexts, step)
 
         collected, stats = jax.lax.cond(step % plan.period == 0, fresh, lambda: (carry.collected, carry.stats))
         carry = carry._replace(collected=collected, stats=stats)
-        return over(observe, 3, out=(axis, 0))(loop, carry, contexts, step)
+        return over(observe, 4, out=(axis, 0))(loop, carry, own if single else None, contexts, step)
 
     def chunk(carry: Carry, step: Array) -> tuple[Carry, Any]:
         new, record = advance(carry, step)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import io
 import itertools
 import json
 import math
@@ -18,6 +19,7 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -140,7 +142,6 @@ class Tile(NamedTuple):
 
     rows: tuple[Row, ...]
     width: int
-    axis: int
 
 
 def _tiles(
@@ -173,12 +174,10 @@ def _tiles(
         for row in rows:
             seed_key(row.seed)
         params = jax.tree.leaves(jax.eval_shape(rows[0].method.policy.init, seed_key(0), rows[0].problem))
-        size, single = sum(x.size for x in params), len(params) == 1
-        # Columns of runs beat rows of actions while a table is small; networks want their matrices whole.
-        axis = -1 if single and size <= 2048 else 0
-        width = tile or (32 if axis == -1 else max(1, min(8, 65536 // size)))
-        tiles = [Tile(tuple(rows[i : i + width]), width, axis) for i in range(0, len(rows), width)]
-        result = run_jit.eval_shape(*_inputs(tiles[0]), steps=steps, probe=probe, every=every, axis=axis)
+        size = sum(x.size for x in params)
+        width = tile or (32 if size <= 4096 else max(1, min(8, 65536 // size)))
+        tiles = [Tile(tuple(rows[i : i + width]), width) for i in range(0, len(rows), width)]
+        result = run_jit.eval_shape(*_inputs(tiles[0]), steps=steps, probe=probe, every=every, axis=0)
         total += len(tiles)
         guard(result.record, total, named[1], named[0])
         jobs += tiles
@@ -188,7 +187,7 @@ def _tiles(
 def _inputs(job: Tile) -> tuple[Any, ...]:
     """The tile's problems, methods and keys, stacked; a short tile repeats its first run."""
     rows = [*job.rows, *[job.rows[0]] * (job.width - len(job.rows))]
-    stack = lambda *leaves: np.stack([np.asarray(x) for x in leaves], job.axis)
+    stack = lambda *leaves: np.stack([np.asarray(x) for x in leaves])
     problem = jax.tree.map(stack, *(row.problem for row in rows))
     method = jax.tree.map(stack, *(row.method for row in rows))
     keys = jax.vmap(lambda seed: jax.random.key(seed, impl="threefry2x32"))(
@@ -199,7 +198,7 @@ def _inputs(job: Tile) -> tuple[Any, ...]:
 
 def _run_tile(job: Tile, device: Any, *, steps: int, probe: Probe, every: int) -> tuple[dict[str, np.ndarray], Any]:
     with jax.default_device(device):
-        result = run_jit(*_inputs(job), steps=steps, probe=probe, every=every, axis=job.axis)
+        result = run_jit(*_inputs(job), steps=steps, probe=probe, every=every, axis=0)
         return {name: np.asarray(x) for name, x in result.record.items()}, np.asarray(result.first_bad_step)
 
 
@@ -244,10 +243,10 @@ def _open_store(folder: Path, jobs: list[Tile], body: Any) -> Path:
         for leaf in jax.tree.leaves(inputs):
             array = jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
             digest.update(np.asarray(array).tobytes())
-        key = (jax.tree.structure(inputs), job.axis)
+        key = jax.tree.structure(inputs)
         if key not in programs:
             programs.add(key)
-            digest.update(run_jit.lower(*inputs, **body.keywords, axis=job.axis).as_text().encode())
+            digest.update(run_jit.lower(*inputs, **body.keywords, axis=0).as_text().encode())
     manifest = {"format": FORMAT, "sweep": digest.hexdigest(), "tiles": len(jobs), "jax": jax.__version__}
     path = folder / "manifest.json"
     try:
@@ -268,10 +267,9 @@ def _open_store(folder: Path, jobs: list[Tile], body: Any) -> Path:
 
 
 def _save_tile(path: Path, result: tuple[dict[str, np.ndarray], np.ndarray]) -> None:
-    import io
-
     buffer = io.BytesIO()
-    np.savez(buffer, first_bad_step=result[1], **{f"record.{name}": x for name, x in result[0].items()})
+    arrays: dict[str, Any] = {f"record.{name}": x for name, x in result[0].items()}
+    np.savez(buffer, first_bad_step=result[1], **arrays)
     _write(path, buffer.getvalue())
 
 
@@ -344,9 +342,15 @@ def _queries(problems: list[Problem], methods: list[Method], axes: dict[str, lis
 
 def versions() -> dict[str, str]:
     """Of what decides a result's bits."""
-    from importlib.metadata import version
+    names = ("bandit-pft", "jax", "jaxlib", "numpy", "optax", "xarray")
 
-    return {name: version(name) for name in ("bandit-pft", "jax", "jaxlib", "numpy", "optax", "xarray")}
+    def version(name: str) -> str:
+        try:
+            return metadata.version(name)
+        except metadata.PackageNotFoundError:
+            return "not installed"  # A checkout that is used in place.
+
+    return {name: version(name) for name in names}
 
 
 def describe(method: Method) -> dict[str, Any]:

@@ -237,7 +237,8 @@ def test_paper_network_without_its_first_fit_is_almost_uniform():
 
 
 def test_context_network_is_the_one_that_pytorch_computes():
-    torch = pytest.importorskip("torch")
+    import torch
+
     functional = torch.nn.functional
     problem = bandit(np.zeros((5, 9)), features=DRAW.uniform(size=(5, 6)))
     policy = context_network((8, 7, 5), 0)
@@ -286,7 +287,8 @@ def test_paper_transformer_has_its_size_and_starts_at_the_reference():
 
 
 def test_transformer_is_the_one_that_pytorch_computes():
-    torch = pytest.importorskip("torch")
+    import torch
+
     functional = torch.nn.functional
     problem = sequences(np.zeros((2, 5, 6)))
     policy = transformer(2, 3, 12, 0)

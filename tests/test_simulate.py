@@ -105,7 +105,7 @@ def test_the_mean_of_sampled_first_steps_is_the_exact_first_step():
     assert np.linalg.norm(moves.mean(0) - exact) < 0.1 * np.linalg.norm(exact)
 
 
-# --- Algorithm 1 -----------------------------------------------------------------------------------------------------
+# --- Algorithm 1 ------------------------------------------------------------------------------------------------
 def batches(problem, method: Method, steps: int, seed: int = 0) -> dict[str, np.ndarray]:
     record = simulate(problem, method, seed, steps=steps, probe=watch).record
     return {name: np.asarray(x) for name, x in record.items()}
@@ -201,7 +201,7 @@ def test_a_proxy_reward_ranks_as_the_true_one_and_results_report_the_true_one(ki
     assert abs(simulate(R5, method, 0, steps=1).record["expected_reward"][0] - 0.3772) < 1e-4
 
 
-# --- what is recorded ------------------------------------------------------------------------------------------------
+# --- what is recorded -------------------------------------------------------------------------------------------
 def test_recording_every_fifth_step_gives_every_fifth_row():
     method = Method("grpo", learning_rate=1.0)
     full, sparse = (simulate(R4, method, 3, steps=20, every=m).record["kl"] for m in (1, 5))
@@ -242,7 +242,7 @@ def test_a_run_may_be_vmapped_over_keys_and_differentiated_by_nobody():
     np.testing.assert_allclose(jax.vmap(run)(keys), [run(key) for key in keys], rtol=1e-5)
 
 
-# --- other policies and longer responses ------------------------------------------------------------------------------
+# --- other policies and longer responses -------------------------------------------------------------------------
 def test_all_policies_learn_the_near_peak():
     shared = paper_bandit("R5", contexts=4, key=jax.random.key(0))
     cases = [
@@ -266,7 +266,7 @@ def test_a_sequence_problem_gives_the_same_exact_dynamics_as_the_bandit_of_its_r
     np.testing.assert_allclose(*record, atol=1e-5)
 
 
-# --- what can go wrong -------------------------------------------------------------------------------------------------
+# --- what can go wrong --------------------------------------------------------------------------------------------
 def test_a_diverging_run_is_frozen_and_says_at_which_step():
     huge = bandit(1e30 * jnp.arange(4.0))
     result = simulate(huge, Method("reinforce", data="exact", learning_rate=1e10), 0, steps=50)

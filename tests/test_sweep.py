@@ -117,7 +117,7 @@ def test_an_objective_defined_outside_the_package_takes_part():
         del OBJECTIVES["my_margin"]
 
 
-# --- saving and resuming -----------------------------------------------------------------------------------------------
+# --- saving and resuming ------------------------------------------------------------------------------------------
 def test_saved_results_come_back_identical(tmp_path, data):
     path = save(data, tmp_path / "deep" / "result.nc")
     assert load(path).identical(data)
@@ -153,10 +153,13 @@ def test_a_store_refuses_another_sweep_and_damaged_tiles(tmp_path):
         run(3)
 
 
-# --- what can go wrong -------------------------------------------------------------------------------------------------
+# --- what can go wrong --------------------------------------------------------------------------------------------
 def test_diverging_runs_are_reported_in_one_line_and_the_others_survive():
     huge = bandit(np.asarray([0.0, 1e30, 2e30]), name="huge")
-    methods = [Method("reinforce", learning_rate=1e10, name="wild"), Method("reinforce", learning_rate=1e-31, name="tame")]
+    methods = [
+        Method("reinforce", learning_rate=1e10, name="wild"),
+        Method("reinforce", learning_rate=1e-31, name="tame"),
+    ]
     with pytest.warns(UserWarning, match=r"2 of 4 runs diverged \(first: problem=huge, algorithm=wild, seed=0, step"):
         data = sweep(huge, methods, seeds=[0, 1], steps=8)
     assert np.isfinite(data.kl.sel(algorithm="tame")).all()

@@ -1,0 +1,190 @@
+"""Does the default JAX device compute what the CPU computes, and how fast? Made for a machine lent for minutes.
+
+    python3 benchmarks/device_check.py [--quick]
+
+Runs from a checkout, without an installation; needs jax, jaxtyping, numpy, optax and xarray. Ends with the line `ok`,
+or with what failed and exit code 1; exit code 2: a package is missing. A check that raises does not stop the others.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+try:
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from bandit_pft import Method, bandit, distribution_probe, paper_bandit, simulate, sweep
+    from bandit_pft.kernels import sample_categorical
+except ModuleNotFoundError as error:
+    print(f"device_check needs {error.name}, which {sys.executable} does not have: pip install {error.name}")
+    raise SystemExit(2) from None
+
+TOLERANCE = 1e-4  # nats, after 50 steps in float32
+EXACT = {"reinforce": 1.0, "dpo": 5.0}  # learning rates at which 50 steps move the policy by nats
+BINS = 200
+BATCH = 1 << 14  # draws at once: each reads a block of 1,024 actions
+
+
+def on(device: Any, run: Callable[[], Any]) -> Any:
+    """The result of `run` as NumPy arrays, and certain to come from this device."""
+    with jax.default_device(device):
+        result = jax.block_until_ready(run())
+    places = {place for leaf in jax.tree.leaves(result) for place in leaf.devices()}
+    if places != {device}:
+        raise RuntimeError(f"meant for {device}, ran on {places}")
+    return jax.tree.map(np.asarray, result)
+
+
+def seconds(run: Callable[[], Any], repeats: int = 3) -> float:
+    """The fastest of some runs, after one that compiles."""
+    times = []
+    for _ in range(1 + repeats):
+        start = time.perf_counter()
+        jax.block_until_ready(run())
+        times.append(time.perf_counter() - start)
+    return min(times[1:])
+
+
+# --- checks: each returns what it saw, and whether that is right -----------------------------------------------------
+def exact_run(objective: str, device: Any, cpu: Any, precision: str | None = None) -> tuple[str, bool]:
+    """50 population steps on 100 actions: final log-probabilities against the CPU's."""
+    method = Method(objective, learning_rate=EXACT[objective], data="exact")
+    # The problem is made on the device as well.
+    run = lambda: simulate(paper_bandit("R5"), method, 0, steps=50, every=50, probe=distribution_probe)
+    with jax.default_matmul_precision(precision):
+        ours, reference = (on(place, run).record["log_prob"] for place in (device, cpu))
+    moved, gap = np.abs(reference[-1] - reference[0]).max(), np.abs(ours[-1] - reference[-1]).max()
+    right = bool(gap <= TOLERANCE and moved > 0.1)
+    text = f"moved by {moved:.2f} nats, largest difference {gap:.1e} nats"
+    if not right and precision is None:
+        text += f"; at the highest matmul precision: {exact_run(objective, device, cpu, 'highest')[0]}"
+    return text, right
+
+
+def responses_probe(problem: Any, state: Any) -> dict[str, Any]:
+    return {"response": state.groups.response}
+
+
+def first_draws(device: Any, cpu: Any) -> tuple[str, bool]:
+    """Sampled GRPO under one seed: the draws before the first step must be the CPU's, later ones may drift."""
+    steps = 50
+    method = Method("grpo", learning_rate=0.2, num_responses=64)
+    run = lambda: simulate(paper_bandit("R5"), method, 1, steps=steps, probe=responses_probe)
+    ours, reference = (on(place, run).record["response"] for place in (device, cpu))
+    same = (ours == reference).reshape(steps + 1, -1).all(-1)
+    distinct = len(np.unique(reference[0]))
+    until = "all steps" if same.all() else f"step {int(np.argmin(same))}"
+    return f"{ours[0].size} first draws, {distinct} distinct; equal until {until}", bool(same[0] and distinct > 1)
+
+
+def sampler(actions: int, draws: int, device: Any, cpu: Any) -> tuple[str, bool]:
+    """Frequencies in 200 bins against the exact masses, once in bins of neighbours and once of every 200th action."""
+    place = np.arange(actions)
+    logits = 2 * np.sin(14 * np.pi * place / actions) + np.sin(place % BINS)  # Uneven in either kind of bin.
+    logits[3::1000] = -np.inf
+    mass = np.exp(logits) / np.exp(logits).sum()
+
+    def run() -> Any:
+        keys = jax.random.split(jax.random.key(2, impl="threefry2x32"), draws // BATCH)
+        each = lambda logp: jax.lax.map(lambda key: sample_categorical(key, logp, BATCH), keys)
+        return jax.jit(each)(jnp.asarray(logits, jnp.float32))
+
+    ours, reference = (on(where, run).reshape(-1) for where in (device, cpu))
+    scores = []
+    for label in (place * BINS // actions, place % BINS):
+        expected = draws * np.bincount(label, mass, BINS)
+        count = np.bincount(label[ours], minlength=BINS)
+        statistic = ((count - expected) ** 2 / expected).sum() / (BINS - 1)
+        # Wilson and Hilferty: the cube root of a chi-square over its degrees of freedom is nearly normal.
+        spread = 2 / (9 * (BINS - 1))
+        scores.append((math.cbrt(statistic) - 1 + spread) / math.sqrt(spread))
+    forbidden = int((mass[ours] == 0).sum())
+    text = f"A = {actions:,}, {draws:,} draws: chi-square {scores[0]:+.1f} and {scores[1]:+.1f} standard deviations, "
+    text += f"{forbidden} of probability 0, {(ours == reference).mean():.4%} of the draws are the CPU's"
+    return text, max(map(abs, scores)) < 5 and forbidden == 0
+
+
+# --- timings: right whenever they run --------------------------------------------------------------------------------
+def bandwidth(floats: int) -> tuple[str, bool]:
+    x = jnp.ones(floats, jnp.float32)
+    copy = jax.jit(lambda x: x + 1)
+    took = seconds(lambda: [copy(x) for _ in range(10)][-1]) / 10
+    return f"{8 * floats / took / 1e9:,.1f} GB/s read and written, {4 * floats / 1e6:,.0f} MB arrays", True
+
+
+def exact_step(actions: int, steps: int) -> tuple[str, bool]:
+    place = np.arange(actions, dtype=np.float32) / actions
+    problem = bandit(np.exp(-(((place - 0.8) / 0.1) ** 2)), np.sin(7 * place), name="large")
+    method = Method("reinforce", learning_rate=0.5, data="exact")
+    run = lambda: simulate(problem, method, 0, steps=steps, every=steps)
+    took = seconds(run) / steps
+    # The number of copies is traced, or XLA would see through the loop.
+    copies = jax.jit(lambda n, x: jax.lax.fori_loop(0, n, lambda _, x: x + 1, x))
+    copied = seconds(lambda: copies(steps, jnp.asarray(place))) / steps
+    return f"A = {actions:,}: {1e6 * took:,.1f} us per step; a copy of its table {1e6 * copied:,.1f} us", True
+
+
+def sweep_step(runs: int, steps: int, tile: int | None) -> tuple[str, bool]:
+    problem = paper_bandit("R5")
+    method = Method("reinforce", learning_rate=0.5, data="exact")
+    run = lambda: sweep(problem, method, seeds=range(runs), steps=steps, every=steps, tile=tile)["kl"].values
+    took = seconds(run) / steps
+    return f"{1e6 * took:,.1f} us per step of all {runs:,} runs, {1e6 * took / runs:,.3f} us per step and run", True
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="small sizes, to try out the script itself")
+    quick = parser.parse_args().quick
+    # A checkout that is not installed has no version for `sweep` to record.
+    sys.modules["bandit_pft.sweep"].__dict__["versions"] = dict
+    device = jax.devices()[0]
+    try:
+        cpu = jax.devices("cpu")[0]
+    except RuntimeError as error:
+        print(f"no CPU backend to compare with: unset JAX_PLATFORMS, or add cpu to it ({error})")
+        return 1
+    print(f"jax {jax.__version__}, Python {sys.version.split()[0]}")
+    print(f"devices: {', '.join(f'{each} ({each.device_kind})' for each in jax.devices())}")
+    if device.platform == "cpu":
+        print("only a CPU here: it is compared with itself")
+
+    small = quick or device.platform == "cpu"
+    checks: dict[str, Callable[[], tuple[str, bool]]] = {
+        **{f"exact {name}": partial(exact_run, name, device, cpu) for name in EXACT},
+        "sampled grpo": partial(first_draws, device, cpu),
+        "sampler": partial(sampler, 1_000_000, BATCH * (4 if quick else 32), device, cpu),
+        "copy": partial(bandwidth, 1 << (24 if small else 28)),
+        "exact step": partial(exact_step, 100_000 if quick else 1_000_000, 10 if quick else 200),
+        "sweep": partial(sweep_step, 1024, 10 if quick else 500, None),
+        "sweep, one tile": partial(sweep_step, 1024, 10 if quick else 500, 1024),
+    }
+    failed = []
+    for name, check in checks.items():
+        start = time.perf_counter()
+        try:
+            text, right = check()
+        except Exception as error:
+            traceback.print_exc(file=sys.stdout)
+            text, right = f"{type(error).__name__}: {error}", False
+        if not right:
+            failed.append(name)
+        verdict = "" if right else "FAILED: "
+        print(f"{name:16} {verdict}{text} [{time.perf_counter() - start:.0f} s]", flush=True)
+    print(f"failed: {', '.join(failed)}" if failed else "ok")
+    return int(bool(failed))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
