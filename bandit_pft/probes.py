@@ -53,8 +53,8 @@ Probe = Callable[[Problem, State], Mapping[str, Array]]
 def standard_probe(problem: Problem, state: State) -> dict[str, Array]:
     """Expected reward, KL to the reference both ways [nats], entropy [nats] and mass near the peak: context means.
 
-    Exact where responses can be enumerated, otherwise means over `SAMPLES` draws per context; mass near the peak is then
-    left out unless the reward is a sum over a fixed number of tokens, whose extremes are known.
+    Exact where responses can be enumerated, otherwise means over `SAMPLES` draws per context. Mass near the peak is
+    then left out unless the reward is a sum over a fixed number of tokens, whose extremes are known.
     """
     if state.log_probs is None or state.ref_log_probs is None or state.rewards is None:
         return _sampled_metrics(problem, state)

@@ -155,11 +155,11 @@ class Draw(NamedTuple):
 class Collected(NamedTuple):
     """What has to be kept of a collection until the next one; the rest of a batch follows from it.
 
-    `response` and `noise` are None for exact data, `old` is then the table of the policy that they come from.
+    `response` and `noise` are None for exact data; `old` then holds the policy that they come from, for all responses.
     """
 
     response: Int[Array, "B N T"] | None
-    old: Float[Array, "B N T"] | Float[Array, "B A"]
+    old: Float[Array, "B N T"] | Float[Array, "B A"] | Float[Array, "B A T"]
     noise: Float[Array, "B N"] | None
     baseline: Float[Array, ""]
     scale: Float[Array, ""]
@@ -294,9 +294,11 @@ class Loop:
         one = jnp.ones(())
         if self.exact:
             assert table is not None
-            return Collected(None, table, None, one, one)
+            old = table if self.problem.length == 1 else self.token_table(params, table, contexts, on_policy)
+            return Collected(None, old, None, one, one)
         if self.by_table:
-            assert table is not None and draw.uniform is not None
+            assert table is not None
+            assert draw.uniform is not None
             action = jax.vmap(sample_from_uniform)(draw.uniform, table)
             response, old = action[..., None], jnp.take_along_axis(table, action, -1)[..., None]
         else:
@@ -306,6 +308,19 @@ class Loop:
             old = jnp.where(mine, self.log_prob(params, contexts, response), self.data_log_prob(contexts, response))
         noise = None if self.method.label_noise is None else jax.random.gumbel(draw.noise, response.shape[:2])
         return Collected(response, old, noise, one, one)
+
+    def token_table(self, params: PyTree, table: Array, contexts: Array, on_policy: Array) -> Float[Array, "B A T"]:
+        """Token log-probabilities of every response, whose totals are the table's.
+
+        A mixture of two policies over whole responses has no tokens of its own: the learner's stand in, and what the
+        total differs by is at the first token.
+        """
+        listed, mask = self.problem.responses()
+        response = jnp.broadcast_to(listed, (*contexts.shape, *listed.shape))
+        own, data = self.log_prob(params, contexts, response), self.data_log_prob(contexts, response)
+        tokens = jnp.where(mask, jnp.where(on_policy > 0, own, data), 0)
+        missing = table - tokens.sum(-1)
+        return tokens.at[..., 0].add(jnp.where(jnp.isfinite(missing), missing, 0))
 
     def draw_sequences(
         self, params: PyTree, on_policy: Array, context: Array, key: Array
@@ -325,18 +340,17 @@ class Loop:
         problem, method = self.problem, self.method
         if self.exact:
             listed, mask = problem.responses()
-            reference, mixed = self.reference_table(contexts), collected.old
+            reference, single = self.reference_table(contexts), problem.length == 1
+            mixed = collected.old if single else jnp.where(mask, collected.old, 0).sum(-1)
             # Forbidden responses are masked; nan is not, or a diverged run would look like an empty one.
             possible = ~(jnp.isneginf(mixed) | jnp.isneginf(reference))
             response = jnp.broadcast_to(listed, (*contexts.shape, *listed.shape))
             mask = jnp.asarray(mask) & possible[..., None]
             weight = jnp.where(possible, jnp.exp(mixed), 0)
-            if problem.length == 1:
+            if single:
                 reference, old = reference[..., None], mixed[..., None]
             else:
-                reference = self.reference_log_prob(contexts, response)
-                # A table knows whole responses only: their total stands at the first token.
-                old = jnp.where(jnp.arange(problem.length) == 0, mixed[..., None], 0)
+                reference, old = self.reference_log_prob(contexts, response), collected.old
         else:
             assert collected.response is not None
             response, old = collected.response, collected.old

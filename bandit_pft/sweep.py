@@ -77,8 +77,9 @@ def sweep(
 
     Returns:
         Dimensions problem, algorithm (the methods' names; xarray keeps the word `method` of `.sel` for itself), the
-        grid's axes, seed, step, and whatever the probe's values have. `step` counts gradient steps taken. `first_bad_step` is -1 for healthy runs. `reward_queries` counts the responses labelled
-        so far (nan for exact data). Attributes hold versions, seeds and the configuration.
+        grid's axes, seed, step, and whatever the probe's values have. `step` counts gradient steps taken.
+        `first_bad_step` is -1 for healthy runs. `reward_queries` counts the responses labelled so far (nan for exact
+        data). Attributes hold versions, seeds and the configuration.
 
     Raises:
         ConfigError, DomainError, TypeError, ResourceError: before anything runs. StoreError: `store` belongs to

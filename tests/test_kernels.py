@@ -63,6 +63,19 @@ def test_a_forbidden_action_is_never_drawn_even_at_the_ends(count):
         assert np.isfinite(logp[np.asarray(drawn)]).all()
 
 
+@pytest.mark.parametrize("count", [10, 101, 2000])
+def test_no_quantile_leads_to_a_forbidden_action_or_backwards(count):
+    """Also at the seams between the rows of the search, where sums are rounded."""
+    logp = log_probs(count)
+    logp[np.random.default_rng(1).random(count) < 0.5] = -np.inf
+    uniform = np.arange(2**16, dtype=np.float32) / 2**16
+    drawn = np.asarray(sample_from_uniform(jnp.asarray(uniform[None]), jnp.asarray(logp)))
+    assert np.isfinite(logp[drawn]).all() and (np.diff(drawn) >= 0).all()
+    mass = np.exp(logp.astype(np.float64))
+    exact = np.searchsorted(np.cumsum(mass), uniform * mass.sum(), side="right")
+    assert (drawn != exact).mean() < 1e-3
+
+
 def test_a_peak_of_a_thousand_nats_is_drawn_always():
     logp = jnp.asarray([-1000.0, 0.0, -1000.0])
     assert (sample_categorical(jax.random.key(0), logp, 1000) == 1).all()

@@ -113,8 +113,13 @@ def batches(problem, method: Method, steps: int, seed: int = 0) -> dict[str, np.
 
 def watch(problem, state):
     groups = state.groups
-    return {"response": groups.response[..., 0], "score": groups.score, "reward": groups.reward, "force": state.force,
-            "baseline": groups.baseline, "scale": groups.scale, "old": groups.old_logp, "ref": groups.ref_logp}  # fmt: skip
+    return {
+        "response": groups.response[..., 0],
+        "score": groups.score,
+        "reward": groups.reward,
+        "baseline": groups.baseline,
+        "scale": groups.scale,
+    }
 
 
 def test_offline_data_stay_and_on_policy_data_change_at_every_step():
@@ -264,6 +269,36 @@ def test_a_sequence_problem_gives_the_same_exact_dynamics_as_the_bandit_of_its_r
     method = Method("reinforce", data="exact", learning_rate=1.0)
     record = [simulate(p, method, 0, steps=20).record["expected_reward"] for p in (chain, flat)]
     np.testing.assert_allclose(*record, atol=1e-5)
+
+
+@pytest.mark.parametrize("fraction", [1.0, 0.0, 0.5])
+def test_exact_sequences_know_the_probability_of_every_token_they_came_from(fraction):
+    chain = sequences(jnp.tile(jnp.asarray([0.0, 0.3, 1.0]), (1, 2, 1)), end=0)
+
+    def look(problem, state):
+        groups = state.groups
+        total = jnp.where(groups.mask, groups.old_logp, 0).sum(-1)
+        return {
+            "weight": groups.weight,
+            "total": total,
+            "lead": jnp.where(groups.mask, state.logp - groups.old_logp, 0),
+        }
+
+    method = Method("ppo_clip", data="exact", on_policy=fraction, reuse=1, policy=factorised, learning_rate=3.0)
+    record = simulate(chain, method, 0, steps=3, probe=look).record
+    np.testing.assert_allclose(record["weight"].sum(-1), 1, atol=1e-5)
+    np.testing.assert_allclose(jnp.exp(record["total"]), record["weight"], atol=1e-6)
+    if fraction == 1:
+        np.testing.assert_allclose(record["lead"], 0, atol=1e-6)
+
+
+def test_metrics_of_a_policy_that_cannot_be_enumerated_are_means_over_draws():
+    problem = paper_sequences("R6")
+    record = simulate(problem, Method("sft", policy=factorised, learning_rate=0.0), 0, steps=3).record
+    # 4 x 100 contexts x 32 draws of nine tokens; the exact values are .0528 and nine times 4.1173.
+    assert abs(record["expected_reward"].mean() - 0.0528) < 4 * 0.07 / math.sqrt(4 * 3200)
+    assert abs(record["entropy"].mean() - 9 * 4.1173) < 0.2
+    np.testing.assert_allclose(record["kl"], 0, atol=1e-4)
 
 
 # --- what can go wrong --------------------------------------------------------------------------------------------
