@@ -166,12 +166,12 @@ class Collected(NamedTuple):
 
 
 class Carry(NamedTuple):
-    """What a gradient step changes. `stats` are decayed sums of 1, reward and squared reward."""
+    """What a gradient step changes. `stats` are decayed sums of 1, the reward and its square."""
 
     params: PyTree
     optimizer: PyTree
     collected: Collected
-    stats: Float[Array, 3]
+    stats: Float[Array, " moments"]
     first_bad_step: Array
 
 
@@ -198,6 +198,7 @@ class Loop:
 
     @classmethod
     def make(cls, problem: Problem, method: Method, key: Key[Array, ""], steps: int) -> Loop:
+        """Initialise the policy, fit the proxy to the data an offline learner would see, draw what can be drawn."""
         init_key, order_key, proxy_key, step_key = jax.random.split(key, 4)
         contexts = jnp.arange(problem.num_contexts)
         prompts, _ = batch_sizes(problem, method)
@@ -418,15 +419,17 @@ class Loop:
         """One gradient step on the collection in hand, taken when live; and what a probe sees before it.
 
         Args:
-            table: [B, A] of the learner for the contexts of the collection, where single tokens are learnt.
+            table: [M, A] of the learner, if it is known already.
         """
         method, params, collected = self.method, carry.params, carry.collected
         prompts, minibatch = batch_sizes(self.problem, method)
         if minibatch < prompts:
             cut = lambda x: jax.lax.dynamic_slice_in_dim(x, (step % (prompts // minibatch)) * minibatch, minibatch)
-            contexts, table = cut(contexts), None if table is None else cut(table)
+            contexts = cut(contexts)
             collected = jax.tree.map(lambda x: cut(x) if x.ndim else x, collected)
         batch = self.groups(collected, contexts)
+        if table is None and self.enumerable and self.problem.length == 1:
+            table = self.learner_table(params, contexts)
         if table is None:
             logp, pull = jax.vjp(lambda p: self.log_prob(p, contexts, batch.response), params)
         else:
@@ -520,6 +523,7 @@ def run(
     loop = over(partial(Loop.make, steps=steps))(problem, method, key)
     one = loop if axis is None else jax.tree.map(lambda x: jax.lax.index_in_dim(x, 0, axis, keepdims=False), loop)
     single, by_table = one.enumerable and one.problem.length == 1, one.exact or one.by_table
+    prompts, minibatch = batch_sizes(one.problem, one.method)
 
     def behaviour(own: Array, contexts: Array) -> Array:
         """Table of the policy that the next responses come from."""
@@ -535,17 +539,18 @@ def run(
 
     def advance(carry: Carry, step: Array) -> tuple[Carry, dict[str, Array]]:
         contexts = over(Loop.contexts, 1, 2)(loop, step, plan.period)
-
-        # Outside the branch, so that it is shared with the gradient.
-        own = over(Loop.learner_table)(loop, carry.params, contexts) if single or one.exact else None
+        table_of = lambda: over(Loop.learner_table)(loop, carry.params, contexts)
+        # Where gradient and collection need the same table, it is made once, outside the branch.
+        shared = table_of() if single and minibatch == prompts else None
 
         def fresh() -> tuple[Collected, Array]:
+            own = table_of() if by_table and shared is None else shared
             table = behaviour(own, contexts) if by_table and own is not None else None
             return over(Loop.refresh, 5)(loop, carry.params, carry.stats, table, contexts, step)
 
         collected, stats = jax.lax.cond(step % plan.period == 0, fresh, lambda: (carry.collected, carry.stats))
         carry = carry._replace(collected=collected, stats=stats)
-        return over(observe, 4, out=(axis, 0))(loop, carry, own if single else None, contexts, step)
+        return over(observe, 4, out=(axis, 0))(loop, carry, shared, contexts, step)
 
     def chunk(carry: Carry, step: Array) -> tuple[Carry, Any]:
         new, record = advance(carry, step)
