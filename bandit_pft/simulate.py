@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -77,9 +78,20 @@ def simulate(
 
 def seed_key(seed: Any) -> Key[Array, ""]:
     """The key of a seed; the generator is named, so that a changed default does not change results."""
+    return seed_keys([seed])[0]
+
+
+def seed_keys(seeds: Sequence[Any]) -> Key[Array, " W"]:
+    """The keys of seeds, without a compiled program for each."""
+    for seed in seeds:
+        check_seed(seed)
+    return jax.random.wrap_key_data(np.asarray([(0, seed) for seed in seeds], np.uint32), impl="threefry2x32")
+
+
+def check_seed(seed: Any) -> None:
+    """Refuse what is not a whole number of 32 bits."""
     if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**32:
         raise ConfigError(f"seed is {seed!r}; it must be a whole number from 0 to 4294967295")
-    return jax.random.key(np.uint32(seed), impl="threefry2x32")
 
 
 def check_run(problem: Problem, method: Method, steps: int, every: int) -> None:

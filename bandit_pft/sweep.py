@@ -8,6 +8,7 @@ in the sweep, on which device a tile runs, or in which order.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import io
 import itertools
@@ -33,7 +34,7 @@ from bandit_pft.methods import NUMERIC, Method
 from bandit_pft.metrics import UNITS
 from bandit_pft.probes import Probe, standard_probe
 from bandit_pft.problems import Problem
-from bandit_pft.simulate import Plan, check_run, guard, plan, run_jit, seed_key
+from bandit_pft.simulate import Plan, check_run, check_seed, guard, plan, run_jit, seed_keys
 
 FORMAT = 1
 
@@ -149,40 +150,49 @@ def _tiles(
     problems: list[Problem], methods: list[Method], seeds: list[int], axes: dict[str, list[float]],
     shape: tuple[int, ...], steps: int, probe: Probe, every: int, tile: int | None,
 ) -> list[Tile]:  # fmt: skip
+    for seed in seeds:
+        check_seed(seed)
+    one_key = jax.ShapeDtypeStruct((), seed_keys([0]).dtype)
+    # Names must not split a program; NumPy leaves are what tiles are stacked from.
+    plain_problems = [jax.tree.map(np.asarray, dataclasses.replace(problem, name="-")) for problem in problems]
     groups: dict[Any, list[Row]] = {}
-    for place in itertools.product(*(range(n) for n in shape)):
-        p, m, *point, s = place
-        method = methods[m]
-        for name, i in zip(axes, point, strict=True):
-            value = list(axes[name])[i]
-            if name in NUMERIC:
-                method = dataclasses.replace(method, **{name: value})
-            else:
-                method = dataclasses.replace(method, hyper={**method.hyper, name: value})
-        problem = problems[p]
-        # Names must not split a program.
-        plain_problem, plain = dataclasses.replace(problem, name="-"), dataclasses.replace(method, name="-")
+    for p, m, *point in itertools.product(*(range(n) for n in shape[:-1])):
+        method = dataclasses.replace(methods[m], name="-", **_at(methods[m], axes, point))
         key = (
-            jax.tree.structure((plain_problem, plain)),
-            tuple(x.shape for x in jax.tree.leaves(plain_problem)),
-            plan(problem, method),
+            jax.tree.structure((plain_problems[p], method)),
+            tuple(x.shape for x in jax.tree.leaves(plain_problems[p])),
+            plan(problems[p], method),
         )
-        groups.setdefault(key, []).append(Row(place, plain_problem, plain, seeds[s]))
+        rows = [Row((p, m, *point, s), plain_problems[p], method, seed) for s, seed in enumerate(seeds)]
+        groups.setdefault(key, []).extend(rows)
     jobs, total = [], 0
     for rows in groups.values():
         named = methods[rows[0].place[1]], problems[rows[0].place[0]]
         check_run(named[1], named[0], steps, every)
-        for row in rows:
-            seed_key(row.seed)
-        params = jax.tree.leaves(jax.eval_shape(rows[0].method.policy.init, seed_key(0), rows[0].problem))
+        params = jax.tree.leaves(jax.eval_shape(rows[0].method.policy.init, one_key, rows[0].problem))
         size = sum(x.size for x in params)
         width = tile or (32 if size <= 4096 else max(1, min(8, 65536 // size)))
         tiles = [Tile(tuple(rows[i : i + width]), width) for i in range(0, len(rows), width)]
-        result = run_jit.eval_shape(*_inputs(tiles[0]), steps=steps, probe=probe, every=every, axis=0)
+        shape_of = lambda x, rows=width: jax.ShapeDtypeStruct(
+            (rows, *np.shape(x)), jax.dtypes.canonicalize_dtype(np.asarray(x).dtype)
+        )
+        problem, method = jax.tree.map(shape_of, (rows[0].problem, rows[0].method))
+        keys = jax.ShapeDtypeStruct((width,), one_key.dtype)
+        whole = jax.ShapeDtypeStruct((), np.int32)
+        settings = {"steps": steps, "probe": probe, "every": every, "axis": 0}
+        result = run_jit.eval_shape(problem, method, keys, Plan(whole, whole), **settings)
         total += len(tiles)
         guard(result.record, total, named[1], named[0])
         jobs += tiles
     return jobs
+
+
+def _at(method: Method, axes: dict[str, list[float]], point: Sequence[int]) -> dict[str, Any]:
+    """What a point of the grid changes in a method."""
+    values = {name: axes[name][i] for name, i in zip(axes, point, strict=True)}
+    own = {name: value for name, value in values.items() if name in NUMERIC}
+    hyper = {name: value for name, value in values.items() if name not in NUMERIC}
+    return {**own, "hyper": {**method.hyper, **hyper}}
 
 
 def _inputs(job: Tile) -> tuple[Any, ...]:
@@ -191,9 +201,7 @@ def _inputs(job: Tile) -> tuple[Any, ...]:
     stack = lambda *leaves: np.stack([np.asarray(x) for x in leaves])
     problem = jax.tree.map(stack, *(row.problem for row in rows))
     method = jax.tree.map(stack, *(row.method for row in rows))
-    keys = jax.vmap(lambda seed: jax.random.key(seed, impl="threefry2x32"))(
-        np.asarray([row.seed for row in rows], np.uint32)
-    )
+    keys = seed_keys([row.seed for row in rows])
     return problem, method, keys, Plan(*map(np.int32, plan(rows[0].problem, rows[0].method)))
 
 
@@ -334,13 +342,13 @@ def _queries(problems: list[Problem], methods: list[Method], axes: dict[str, lis
         method = methods[m]
         if method.data == "exact":
             continue
-        changed = {name: axes[name][i] for name, i in zip(axes, point, strict=True) if name == "reuse"}
-        method = dataclasses.replace(method, **changed)
+        method = dataclasses.replace(method, **_at(method, axes, point))
         each = (method.prompts or problems[p].num_contexts) * method.num_responses
         out[(p, m, *point)] = np.ceil(steps / plan(problems[p], method).period) * each
     return out
 
 
+@functools.cache
 def versions() -> dict[str, str]:
     """Of what decides a result's bits."""
     names = ("bandit-pft", "jax", "jaxlib", "numpy", "optax", "xarray")
@@ -373,12 +381,15 @@ def describe(method: Method) -> dict[str, Any]:
 
 
 def _report(data: xr.Dataset, on_nonfinite: str) -> None:
-    bad = data.first_bad_step.where(data.first_bad_step >= 0).stack(run=data.first_bad_step.dims).dropna("run")
-    if not bad.size:
+    steps = data.first_bad_step.values
+    if (steps < 0).all():
         return
-    first = bad[int(bad.argmin())]
-    where = ", ".join(f"{name}={first[name].item()}" for name in data.first_bad_step.dims)
-    line = f"{bad.size} of {data.first_bad_step.size} runs diverged (first: {where}, step {int(first)})"
+    places = np.argwhere(steps >= 0)
+    place = tuple(min(places, key=lambda place: steps[tuple(place)]))
+    dims = [str(dim) for dim in data.first_bad_step.dims]
+    where = ", ".join(f"{dim}={data[dim].values[i]}" for dim, i in zip(dims, place, strict=True))
+    count, first, total = len(places), steps[place], steps.size
+    line = f"{count} of {total} runs diverged (first: {where}, step {first})"
     if on_nonfinite == "raise":
         raise NumericsError(f"{line}: lower the learning rate")
     warnings.warn(f"{line}; they were frozen there", stacklevel=3)

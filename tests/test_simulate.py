@@ -25,7 +25,7 @@ from bandit_pft import (
 )
 from bandit_pft.errors import ConfigError, DomainError, ResourceError, ShapeError
 from bandit_pft.groups import best_of_n_weights
-from bandit_pft.simulate import run_jit
+from bandit_pft.simulate import run_jit, seed_key
 
 R4, R5 = paper_bandit("R4"), paper_bandit("R5")
 
@@ -149,9 +149,9 @@ def test_minibatches_pass_through_all_prompts_of_a_collection_in_turn():
 def test_prompts_are_visited_in_a_fixed_random_order_without_leaving_one_out():
     problem = contextual_bandit(jax.random.key(0), contexts=6, features=3, num_actions=4)
     which = lambda problem, state: {"moved": (state.params != 0).any(-1)}
-    method = Method("sft", on_policy=0.0, reuse=1, prompts=2, learning_rate=1.0)
-    moved = np.asarray(simulate(problem, method, 0, steps=3, probe=which).record["moved"])
-    np.testing.assert_array_equal(moved.sum(-1), [0, 2, 4, 6])
+    method = Method("sft", on_policy=0.0, reuse=2, prompts=2, learning_rate=1.0)
+    moved = np.asarray(simulate(problem, method, 0, steps=6, probe=which).record["moved"])
+    np.testing.assert_array_equal(moved.sum(-1), [0, 2, 2, 4, 4, 6, 6])
 
 
 def test_a_mixture_draws_from_both_policies_in_proportion():
@@ -207,6 +207,12 @@ def test_a_proxy_reward_ranks_as_the_true_one_and_results_report_the_true_one(ki
 
 
 # --- what is recorded -------------------------------------------------------------------------------------------
+def test_a_seed_is_the_key_that_jax_makes_of_it():
+    for seed in (0, 7, 2**32 - 1):
+        wanted = jax.random.key(np.uint32(seed), impl="threefry2x32")
+        np.testing.assert_array_equal(jax.random.key_data(seed_key(seed)), jax.random.key_data(wanted))
+
+
 def test_recording_every_fifth_step_gives_every_fifth_row():
     method = Method("grpo", learning_rate=1.0)
     full, sparse = (simulate(R4, method, 3, steps=20, every=m).record["kl"] for m in (1, 5))
