@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax
+import numpy as np
 import xarray as xr
 
 from bandit_pft import paper, plots, style
@@ -21,15 +22,20 @@ from bandit_pft.errors import (
     ResourceError,
     ShapeError,
     StoreError,
+    check_names,
     nearest,
 )
 from bandit_pft.methods import ADAM, SGD, Method
 from bandit_pft.objectives import OBJECTIVES, get_objective, measure
-from bandit_pft.policies import tabular_shared
+from bandit_pft.objectives.core import HYPER, Objective, Range
+from bandit_pft.policies import Policy, context_network, factorised, tabular, tabular_shared, transformer
+from bandit_pft.probes import distribution_probe, standard_probe
+from bandit_pft.problems import Problem
 from bandit_pft.sweep import save, sweep
 
 WRONG_INPUT = (ConfigError, DomainError, ShapeError, ResourceError, NumericsError, StoreError)
 PAPER = "tajwar2024preference"
+POLICIES = ("tabular", "tabular_shared", "context_network", "factorised", "transformer")
 BEGIN, END = "<!-- objectives:begin -->", "<!-- objectives:end -->"
 
 
@@ -47,6 +53,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except BrokenPipeError:  # The reader, such as `head`, has seen enough.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0
+        except OSError as error:
+            print(f"bandit-pft: {error.filename}: {error.strerror}", file=sys.stderr)
+            return 2
+        except KeyboardInterrupt:
+            print("bandit-pft: stopped", file=sys.stderr)
+            return 130
 
 
 def _keep_programs() -> None:
@@ -54,7 +66,7 @@ def _keep_programs() -> None:
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", str(cache / "bandit_pft" / "programs"))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -65,33 +77,34 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    demo = commands.add_parser("demo", help="draw the headline comparison: near and far peak, offline and on-policy")
+    demo = commands.add_parser("demo", help="the headline comparison: near and far peak, offline and on-policy")
     demo.set_defaults(command=_demo)
-    _add_output(demo, "results/demo")
+    _add_folder(demo, "--out", "figures", "for figures and the table")
+    _add_folder(demo, "--results", "results", "for the data")
     demo.add_argument("--seeds", type=int, default=5, metavar="N", help="random repetitions (default: 5)")
     demo.add_argument("--steps", type=int, metavar="N", help="gradient steps (default: 200)")
 
-    run = commands.add_parser("run", help="run one objective and see its table and figures")
+    run = commands.add_parser("run", help="run objectives on problems: a table of all metrics, and figures")
     run.set_defaults(command=_run)
-    run.add_argument("objective", help="a name from `bandit-pft list objectives`, or module:function of your own")
     _add_settings(run)
-    _add_output(run, "results/run")
+    _add_folder(run, "--out", "results/run", "for figures, table and data")
 
-    many = commands.add_parser("sweep", help="compare several objectives, or run a named comparison; can be resumed")
+    many = commands.add_parser("sweep", help="the same over a grid of numbers, or a named comparison; can be resumed")
     many.set_defaults(command=_sweep)
-    many.add_argument("--preset", help="a comparison from `bandit-pft list presets`, instead of --objectives")
-    many.add_argument("--objectives", nargs="+", metavar="NAME", help="names, or module:function")
+    many.add_argument("--preset", help="a comparison from `bandit-pft list presets`, instead of objectives")
     _add_settings(many)
     many.add_argument(
         "--grid", nargs="+", default=[], metavar="AXIS=A,B,C",
         help="also vary a number, such as learning_rate=0.1,0.2 or beta=0.05,0.1,0.5",
     )  # fmt: skip
-    _add_output(many, "results/sweep")
+    _add_folder(many, "--out", "results/sweep", "for figures, table and data")
     many.add_argument("--resume", action="store_true", help="go on where the same command was interrupted")
 
     names = commands.add_parser("list", help="what there is: objectives, problems, presets")
     names.set_defaults(command=_list)
     names.add_argument("kind", choices=("objectives", "problems", "presets"), nargs="?", default="objectives")
+    names.add_argument("names", nargs="*", metavar="NAME", help="only these objectives")
+    names.add_argument("--brief", action="store_true", help="names and what they do, without formulas and measurements")
 
     cite = commands.add_parser("cite", help="BibTeX of the paper, and of the objectives you name")
     cite.set_defaults(command=_cite)
@@ -105,98 +118,163 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_settings(parser: argparse.ArgumentParser) -> None:
-    problems = ", ".join((*paper.TITLES, *paper.LENGTHS))
+    problems = ", ".join((*paper.TITLES, *paper.SEQUENCES, *paper.LENGTHS))
     add = parser.add_argument
+    add("objectives", nargs="*", metavar="OBJECTIVE", help="of `bandit-pft list`, or your own as module:function")
+    add("--objective", action="append", default=[], dest="more", metavar="NAME", help="one more; can be repeated")
     add("--problems", nargs="+", default=["R5", "R4"], metavar="NAME", help=f"of {problems} (default: R5 R4)")
     add("--contexts", type=int, default=paper.CONTEXTS, metavar="S", help="contexts of a bandit (default: 100)")
+    add("--hyper", nargs="+", default=[], metavar="NAME=X", help="beta=0.1 for all that have it, ipo.beta=0.05 for one")
     add("--learning-rate", type=float, default=paper.LEARNING_RATE, metavar="X", help="(default: 0.2)")
     add("--optimizer", choices=("adam", "sgd"), default="adam")
+    add("--policy", choices=POLICIES, help="(default: tabular_shared; factorised where responses cannot be listed)")
+    add("--data", choices=("sampled", "exact"), help="exact: infinite data (default: sampled, where that is possible)")
     add("--on-policy", type=float, default=1.0, metavar="X", help="1: own responses, 0: offline data (default: 1)")
     add("--reuse", type=float, metavar="N", help="passes over each collection (default: 1, offline: collect once)")
     add("--responses", type=int, default=10, metavar="N", help="per context (default: 10)")
-    add("--hyper", nargs="+", default=[], metavar="NAME=X", help="hyper-parameters, such as beta=0.1")
+    add("--prompts", type=int, metavar="N", help="contexts of a collection (default: all)")
+    add("--minibatch", type=int, metavar="N", help="contexts of a gradient step (default: the collection)")
+    add(
+        "--label-noise",
+        type=float,
+        metavar="X",
+        help="temperature of the labeller: Bradley-Terry pairs (default: none)",
+    )
+    add(
+        "--min-gap", type=float, default=0.0, metavar="X", help="leave out pairs with a smaller difference (default: 0)"
+    )
+    add("--proxy", choices=("table", "network"), help="learn from a reward model fitted to pairs")
+    add("--reference", choices=("problem", "initial"), default="problem", help="the policy that the learner is held to")
     add("--steps", type=int, default=200, metavar="N", help="gradient steps (default: 200)")
     add("--seeds", type=int, default=5, metavar="N", help="random repetitions (default: 5)")
 
 
-def _add_output(parser: argparse.ArgumentParser, folder: str) -> None:
-    parser.add_argument(
-        "--out", type=Path, default=Path(folder), metavar="FOLDER", help=f"for figures and data (default: {folder})"
-    )
+def _add_folder(parser: argparse.ArgumentParser, option: str, folder: str, what: str) -> None:
+    parser.add_argument(option, type=Path, default=Path(folder), metavar="FOLDER", help=f"{what} (default: {folder})")
 
 
 # --- running ---------------------------------------------------------------------------------------------------------
 def _demo(options: argparse.Namespace) -> int:
     preset = paper.preset_named("headline")
-    print(preset.claim)
     ds = paper.run_preset("headline", seeds=options.seeds, steps=options.steps, progress=sys.stderr.isatty())
-    return _report(ds, options.out, "headline", preset)
+    print(preset.claim)
+    return _report(ds, options.out, "headline", preset.problems, options.results)
 
 
 def _run(options: argparse.Namespace) -> int:
-    options.objectives, options.grid, options.preset, options.resume = [options.objective], [], None, True
-    return _compare(options, get_objective(options.objective).name, store=None)
+    options.objectives, options.grid = _chosen(options), []
+    return _compare(options, "_".join(get_objective(name).name for name in options.objectives[:4]), store=None)
+
+
+def _chosen(options: argparse.Namespace) -> list[str]:
+    names = list(dict.fromkeys((*options.objectives, *options.more)))
+    if not names:
+        raise ConfigError("no objective: name one or more of `bandit-pft list --brief`, or module:function")
+    return names
 
 
 def _sweep(options: argparse.Namespace) -> int:
-    if bool(options.preset) == bool(options.objectives):
-        raise ConfigError("say either --preset NAME or --objectives NAME ...")
+    if bool(options.preset) == bool(options.objectives or options.more):
+        raise ConfigError("say either --preset NAME or one objective or more")
     store = options.out / "runs"
     if store.exists() and not options.resume:
         raise StoreError(f"{store} exists: add --resume to go on, or choose another folder with --out")
     if options.preset:
         preset = paper.preset_named(options.preset)
         ds = paper.run_preset(options.preset, seeds=options.seeds, steps=options.steps, store=store, progress=True)
-        return _report(ds, options.out, options.preset, preset)
+        return _report(ds, options.out, options.preset, preset.problems, options.out)
+    options.objectives = _chosen(options)
     return _compare(options, "sweep", store)
 
 
 def _compare(options: argparse.Namespace, name: str, store: Path | None) -> int:
-    problems = [paper.problem_named(problem, options.contexts) for problem in options.problems]
+    problems = [paper.problem_named(problem, options.contexts) for problem in dict.fromkeys(options.problems)]
+    objectives = [get_objective(objective) for objective in options.objectives]
+    hyper = _hyper(objectives, _numbers("--hyper", options.hyper))
+    policy = _policy(options.policy, problems)
     methods = [
         Method(
             objective,
-            _numbers("--hyper", options.hyper),
+            hyper[objective.name],
             learning_rate=options.learning_rate,
             on_policy=options.on_policy,
             reuse=options.reuse,
+            label_noise=options.label_noise,
+            min_gap=options.min_gap,
             num_responses=options.responses,
+            prompts=options.prompts,
+            minibatch=options.minibatch,
+            data=options.data or ("exact" if objective.family == "distribution" else "sampled"),
+            policy=policy,
             optimizer=ADAM if options.optimizer == "adam" else SGD,
-            policy=tabular_shared,
-            data="exact" if get_objective(objective).family == "distribution" else "sampled",
+            proxy=options.proxy,
+            reference=options.reference,
         )
-        for objective in options.objectives
+        for objective in objectives
     ]
+    # Whole distributions can be labelled together only where all problems have the same responses.
+    whole = all(problem.length == 1 for problem in problems)
     ds = sweep(
         problems, methods, seeds=range(options.seeds), steps=options.steps, store=store,
+        probe=distribution_probe if whole else standard_probe,
         grid={axis: _list_of_numbers(axis, values) for axis, values in _pairs("--grid", options.grid).items()},
         progress=sys.stderr.isatty(),
     )  # fmt: skip
-    return _report(ds, options.out, name)
+    return _report(ds, options.out, name, problems, options.out)
 
 
-def _report(ds: xr.Dataset, folder: Path, name: str, preset: paper.Preset | None = None) -> int:
-    """Print the table, and leave data, table and figures in the folder."""
+def _policy(name: str | None, problems: Sequence[Problem]) -> Policy:
+    if name is None:
+        name = "tabular_shared" if all(problem.enumerable for problem in problems) else "factorised"
+    # The networks are made when asked for, with the sizes of the paper.
+    return {
+        "tabular": lambda: tabular,
+        "tabular_shared": lambda: tabular_shared,
+        "factorised": lambda: factorised,
+        "context_network": context_network,
+        "transformer": transformer,
+    }[name]()
+
+
+def _hyper(objectives: Sequence[Objective], given: Mapping[str, float]) -> dict[str, dict[str, float]]:
+    """For each objective, its own `objective.name=x`, and every `name=x` that it has."""
+    own = [f"{made.name}.{name}" for made in objectives for name in made.hyper]
+    check_names("--hyper", given, dict.fromkeys((*(name for made in objectives for name in made.hyper), *own)))
+    return {
+        made.name: {
+            name: given.get(f"{made.name}.{name}", given.get(name, 0.0))
+            for name in made.hyper
+            if f"{made.name}.{name}" in given or name in given
+        }
+        for made in objectives
+    }
+
+
+def _report(ds: xr.Dataset, folder: Path, name: str, problems: Sequence[Problem], data: Path) -> int:
+    """Print the table, and leave table and figures in the folder, the data in another."""
     axes = [str(dim) for dim in ds["expected_reward"].dims if dim not in plots.DIMS]
-    written = [save(ds, folder / f"{name}.nc")]
-    tables = []
+    saved = save(ds, data / f"{name}.nc")
+    tables, stems = [], []
     for point in _points(ds, axes):
         title = ", ".join(f"{axis} = {value:g}" for axis, value in point.items())
         suffix = "".join(f"_{axis}={value:g}" for axis, value in point.items())
         here = ds.sel(point)
-        tables.append(f"{title}\n{plots.table(here)}" if title else plots.table(here))
-        figures = {
-            name: plots.learning_curves(here),
-            f"{name}_queries": plots.learning_curves(here, x="reward_queries"),
-        }
-        problems = preset.problems if preset else ()
-        figures[f"{name}_frontier"] = plots.frontier(here, problems)
-        figures |= {f"{name}_mass_{i}": plots.mass_figure(here, problem) for i, problem in enumerate(problems)}
+        tables.append(f"{title}\n{plots.summary(here)}" if title else plots.summary(here))
+        figures = {name: plots.learning_curves(here)}
+        if np.isfinite(here["reward_queries"]).any():
+            figures[f"{name}_queries"] = plots.learning_curves(here, x="reward_queries")
+        figures[f"{name}_frontier"] = plots.frontier(here, [problem for problem in problems if problem.enumerable])
+        if "log_prob" in here:
+            for problem in problems:
+                stem = "_".join(re.findall(r"\w+", problem.name))
+                figures[f"{name}_mass_{stem}"] = plots.mass_figure(here, problem)
         for stem, figure in figures.items():
-            written += plots.save(figure, folder / f"{stem}{suffix}")
+            plots.save(figure, folder / f"{stem}{suffix}")
+            stems.append(f"{stem}{suffix}")
     text = "\n\n".join(tables)
-    (folder / f"{name}.txt").write_text(text + "\n")
-    print(f"\n{text}\n\nwritten to {folder}: {', '.join(path.name for path in written)}, {name}.txt")
+    (folder / f"{name}.txt").write_text(text + "\n", encoding="utf-8")
+    print(f"\n{text}\n\nfigures (.svg and .png) in {folder}: {', '.join(stems)}")
+    print(f"this table: {folder / name}.txt, data: {saved}")
     return 0
 
 
@@ -232,22 +310,64 @@ def _numbers(option: str, given: Sequence[str]) -> dict[str, float]:
 
 # --- telling ---------------------------------------------------------------------------------------------------------
 def _list(options: argparse.Namespace) -> int:
+    if options.names and options.kind != "objectives":
+        raise ConfigError(f"`list {options.kind}` takes no names")
+    chosen = [get_objective(name) for name in options.names] or list(OBJECTIVES.values())
     if options.kind == "presets":
         rows = [(name, make().claim) for name, make in paper.PRESETS.items()]
     elif options.kind == "problems":
-        titles = {name: f"bandit of 100 actions: {title}" for name, title in paper.TITLES.items()}
         rows = [
-            *titles.items(),
+            *((name, f"bandit of 100 actions: {title}") for name, title in paper.TITLES.items()),
+            *((name, f"9 tokens of 100: {title}") for name, title in paper.SEQUENCES.items()),
             *((name, f"responses of up to 8 tokens: {name} length") for name in paper.LENGTHS),
         ]
-    else:
+    elif options.brief:
         rows = []
         for family, title in style.FAMILIES.items():
-            rows.append((f"\n{title}:", ""))
-            rows += [(f"  {made.name}", made.summary) for made in OBJECTIVES.values() if made.family == family]
+            members = [(f"  {made.name}", made.summary) for made in chosen if made.family == family]
+            rows += [(f"\n{title}:", ""), *members] if members else []
+    else:
+        if len(chosen) > 5:
+            print("measuring the forces: some seconds, the first time up to a minute", file=sys.stderr)
+        print("\n\n".join(describe(made) for made in chosen))
+        return 0
     width = max(len(name) for name, text in rows if text)
     print("\n".join(f"{name:{width}}  {text}".rstrip() for name, text in rows).lstrip("\n"))
     return 0
+
+
+READS = {
+    "reads_reward": "reward", "reads_score": "score (what the labeller saw)", "reads_reference": "reference",
+    "reads_old": "old policy",
+}  # fmt: skip
+
+
+def describe(made: Objective) -> str:
+    """What an objective is, what was measured on its force (see `measure`), and its hyper-parameters; several lines."""
+    found = measure(made)
+    acts = [verb for verb, does in (("pulls", found.pulls), ("pushes (negative gradient)", found.pushes)) if does]
+    total = "0: only differences count" if abs(found.total) < 1e-4 else f"{found.total:.3g}"
+    shift = "does not change" if found.reward_shift_invariant else "changes"
+    lines = [
+        f"{made.name}: {made.summary}",
+        f"  {made.formula}",
+        f"  family   {style.FAMILIES[made.family]}",
+        f"  force    {' and '.join(acts) or 'none'}; total {total}; "
+        f"{'differs between tokens of a response' if found.token_level else 'the same for all tokens of a response'}",
+        f"  reads    {', '.join(word for name, word in READS.items() if getattr(found, name)) or 'nothing but logp'}; "
+        f"{shift} when all rewards shift",
+    ]
+    for name, default in made.hyper.items():
+        limits = HYPER.get(name, Range(""))
+        lines.append(f"  {name} = {default:g}  ({allowed(limits)})  {limits.meaning}".rstrip())
+    return "\n".join(lines)
+
+
+def allowed(limits: Range) -> str:
+    """The range of a hyper-parameter in words."""
+    words = {"above": "above", "at_least": "at least", "at_most": "at most", "below": "below"}
+    rules = [f"{text} {value:g}" for name, text in words.items() if (value := getattr(limits, name)) is not None]
+    return ", ".join(rules) or "any number"
 
 
 def bibliography() -> dict[str, str]:

@@ -18,12 +18,13 @@ from bandit_pft.errors import ConfigError, nearest
 from bandit_pft.methods import ADAM, Method
 from bandit_pft.policies import tabular_shared
 from bandit_pft.probes import distribution_probe
-from bandit_pft.problems import Problem, length_problem, paper_bandit
+from bandit_pft.problems import Problem, length_problem, paper_bandit, paper_sequences
 from bandit_pft.sweep import sweep
 
 CONTEXTS = 100
 LEARNING_RATE = 0.2
 LENGTHS = ("min", "mode", "skew")
+SEQUENCES = {"R6": "far peak", "R7": "near peak"}
 TITLES = {"R4": "far peak (R4)", "R5": "near peak (R5)", "R8": "far, wide peak (R8)", "R9": "far, wider peak (R9)"}
 
 
@@ -43,15 +44,20 @@ class Preset(NamedTuple):
 
 
 def problem_named(name: str, contexts: int = CONTEXTS) -> Problem:
-    """A problem by its short name: the paper's R4, R5, R8, R9, or the length problems min, mode and skew.
+    """A problem by its short name: the paper's R4 to R9, or the length problems min, mode and skew.
+
+    Args:
+        contexts: of the bandits; the paper's sequences have 100, the length problems 1.
 
     Raises:
         ConfigError: no such problem, with the nearest names.
     """
     if name in LENGTHS:
         return length_problem(name)
+    if name in SEQUENCES:
+        return paper_sequences(name)
     if name not in TITLES:
-        raise ConfigError(f"no problem is named {name!r}: {nearest(name, (*TITLES, *LENGTHS))}")
+        raise ConfigError(f"no problem is named {name!r}: {nearest(name, (*TITLES, *SEQUENCES, *LENGTHS))}")
     return paper_bandit(name, contexts, key=jax.random.key(0))
 
 

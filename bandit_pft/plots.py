@@ -8,6 +8,7 @@ bands 10-90 % of the seeds.
 from __future__ import annotations
 
 import io
+import itertools
 import math
 import textwrap
 from collections.abc import Iterable, Sequence
@@ -185,6 +186,63 @@ def table(ds: xr.Dataset, y: str = "expected_reward", *, step: int = -1) -> str:
     return "\n".join([_caption(ds, y, step), lines[0], "  ".join("-" * w for w in widths), *lines[1:]])
 
 
+METRICS = ("expected_reward", "kl", "kl_reverse", "entropy", "mass_near_peak")
+
+
+def summary(ds: xr.Dataset, *, step: int = -1) -> str:
+    """All metrics as text, a block for each problem and a row for each method: mean, 10 % and 90 % over seeds.
+
+    Where the columns hold, five of them with gradient steps and reward queries fit into 120 characters.
+
+    Raises:
+        ConfigError: none of the metrics, or dims missing.
+    """
+    shown = [name for name in METRICS if name in ds] or ["expected_reward"]
+    _check(ds, *shown)
+    methods, _ = _methods(ds)
+    problems = _strings(ds, "problem")
+    taken = int(ds["step"][step])
+    queries = ds["reward_queries"].isel(step=step).transpose("problem", "algorithm").values
+    values = {name: ds[name].transpose(*DIMS).isel(step=step).values.astype(np.float64) for name in shown}
+    bodies = [
+        [
+            [style.label(method), *(_spread_cell(values[name][p, m]) for name in shown), f"{taken:,}",
+             f"{queries[p, m]:,.0f}" if np.isfinite(queries[p, m]) else "exact"]
+            for m, method in enumerate(methods)
+        ]
+        for p in range(len(problems))
+    ]  # fmt: skip
+    units = {"expected_reward": "reward", "kl": "KL(π‖ref) nats", "kl_reverse": "KL(ref‖π) nats",
+             "entropy": "entropy nats", "mass_near_peak": "mass near peak"}  # fmt: skip
+    head = ["method", *(units[name] for name in shown), "steps", "queries"]
+    below = ["", *("mean 10 % 90 %" for _ in shown), "", ""]
+    widths = [max(len(row[i]) for row in (head, below, *itertools.chain(*bodies))) for i in range(len(head))]
+
+    def line(row: list[str]) -> str:
+        first, *rest = zip(row, widths, strict=True)
+        return "  ".join([first[0].ljust(first[1]), *(cell.rjust(width) for cell, width in rest)]).rstrip()
+
+    blocks = [
+        [name, line(head), line(below), line(["-" * width for width in widths]), *map(line, body)]
+        for name, body in zip(problems, bodies, strict=True)
+    ]
+    lost = [
+        f"{style.label(method)} on {problem}: {bad} of {ds.sizes['seed']} seeds not finite, and not in the numbers"
+        for p, problem in enumerate(problems)
+        for m, method in enumerate(methods)
+        if (bad := int((~np.isfinite([values[name][p, m] for name in shown])).any(0).sum()))
+    ]
+    caption = f"after {taken:,} gradient steps: mean, 10 % and 90 % over {_seeds(ds.sizes['seed'])}"
+    return "\n\n".join([caption, *("\n".join(block) for block in blocks), *(["\n".join(lost)] if lost else [])])
+
+
+def _spread_cell(seeds: np.ndarray) -> str:
+    good = seeds[np.isfinite(seeds)]
+    if not good.size:
+        return "-"
+    return " ".join(f"{x:4.2f}" for x in (good.mean(), *np.percentile(good, (10, 90))))
+
+
 def markdown_table(ds: xr.Dataset, y: str = "expected_reward", *, step: int = -1) -> str:
     """The same table in Markdown."""
     head, *body = _rows(ds, y, step)
@@ -236,6 +294,7 @@ def _curves(ds: xr.Dataset, y: str, x: str, optima: dict[str, tuple[np.ndarray, 
     problems = _strings(ds, "problem")
     ys, xs = (a.transpose(*DIMS).values.astype(np.float64) for a in xr.broadcast(ds[y], ds[x]))
     drawn = np.asarray((np.isfinite(ys) & np.isfinite(xs)).all(-1))
+    log = _is_log(x, xs[drawn])
     optima = {name: optimum for name, optimum in optima.items() if name in problems}
     columns = min(len(problems), 2)
     rows = math.ceil(len(problems) / columns)
@@ -256,7 +315,9 @@ def _curves(ds: xr.Dataset, y: str, x: str, optima: dict[str, tuple[np.ndarray, 
                 good = drawn[p, m]
                 if good.any():
                     paint = style.colour(families[m])
-                    end = _draw_runs(ax, xs[p, m][good], ys[p, m][good], paint, dashes[method])
+                    # A logarithmic axis has no place for 0, and would draw a line from its edge.
+                    shown = (xs[p, m][good] > 0).all(0) if log else slice(None)
+                    end = _draw_runs(ax, xs[p, m][good][:, shown], ys[p, m][good][:, shown], paint, dashes[method])
                     ends.append(_End(*end, style.label(method), paint, dashes[method]))
             panels.append((ax, ends))
             ax.set_title(name)
@@ -266,11 +327,9 @@ def _curves(ds: xr.Dataset, y: str, x: str, optima: dict[str, tuple[np.ndarray, 
             ax.set_visible(False)
         for ax in axes[::columns]:
             ax.set_ylabel(_axis_name(ds, y))
-        shown = (
-            [xs[drawn].ravel(), *(k for k, _ in optima.values())],
-            [ys[drawn].ravel(), *(r for _, r in optima.values())],
-        )
-        _limits(axes[0], np.concatenate(shown[0]), np.concatenate(shown[1]), x)
+        every_x = np.concatenate([xs[drawn].ravel(), *(k for k, _ in optima.values())])
+        every_y = np.concatenate([ys[drawn].ravel(), *(r for _, r in optima.values())])
+        _limits(axes[0], every_x, every_y, log)
         figure.supxlabel(_note(ds, drawn), fontsize=14, color="#444444")
         _label_ends(figure, panels)
     return figure
@@ -303,12 +362,16 @@ def _draw_runs(ax: Axes, x: np.ndarray, y: np.ndarray, paint: str, dashes: tuple
     return float(line_x[-1]), float(line_y[-1])
 
 
-def _limits(ax: Axes, x: np.ndarray, y: np.ndarray, name: str) -> None:
+def _is_log(name: str, x: np.ndarray) -> bool:
+    positive = x[x > 0]
+    return name == "reward_queries" and positive.size > 0 and positive.max() > 20 * positive.min()
+
+
+def _limits(ax: Axes, x: np.ndarray, y: np.ndarray, log: bool) -> None:
     low, high = (y.min(), y.max()) if y.size else (0.0, 1.0)
     room = 0.03 * ((high - min(low, 0)) or 1.0)
     ax.set_ylim(low - room if low < 0 else 0, high + room)
-    positive = x[x > 0]
-    if name == "reward_queries" and positive.size and positive.max() > 20 * positive.min():
+    if log:
         ax.set_xscale("log")
     elif x.size:
         ax.xaxis.set_major_locator(MaxNLocator(5))
