@@ -3,9 +3,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 WORKERS ?= auto
 
-.PHONY: demo test lint bench figures clean
+.PHONY: demo test lint bench clean
 
-demo: .venv/core.stamp  ## draw the headline comparison
+demo: .venv/core.stamp  ## the headline comparison: table, figures/, results/
 	$(BIN)/bandit-pft demo
 
 test: .venv/test.stamp  ## run every test
@@ -19,9 +19,6 @@ lint: .venv/test.stamp  ## style, types, and README's table of objectives
 
 bench: .venv/test.stamp  ## measure the engine against other implementations
 	$(BIN)/python -m benchmarks
-
-figures: .venv/core.stamp  ## redraw the pictures of the README
-	$(BIN)/bandit-pft demo --out figures
 
 clean:
 	rm -rf .venv

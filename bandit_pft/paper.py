@@ -90,8 +90,8 @@ GAP = 0.2
 def headline() -> Preset:
     """Supervised, policy-gradient and contrastive learning, offline and on-policy, near and far peak."""
     return Preset(
-        claim="Near the reference, imitating offline data is enough. Far from it, a contrastive loss gets further "
-        "offline, and only on-policy sampling reaches the peak.",
+        claim="Near the reference, imitating offline data is almost enough. Far from it, a contrastive loss gets "
+        "further than Best-of-N on the same offline data, and on-policy sampling reaches the peak.",
         problems=(_titled("R5"), _titled("R4")),
         methods=(
             offline("best_of_n"),
@@ -109,7 +109,7 @@ def headline() -> Preset:
 def misalignment() -> Preset:
     """Offline Best-of-N against offline IPO on the same data, from the near peak to the farthest."""
     return Preset(
-        claim="The farther the peak from the reference, the more a contrastive loss gains over imitation offline.",
+        claim="The farther the peak from the reference, the more a contrastive loss gains over Best-of-N offline.",
         problems=tuple(_titled(name) for name in ("R5", "R9", "R8", "R4")),
         methods=(offline("best_of_n"), offline("ipo", min_gap=GAP, **IPO)),
         steps=200,
@@ -135,7 +135,7 @@ def run_preset(name: str, *, seeds: int = 5, steps: int | None = None, **how: An
     """Run a preset for seeds 0, 1, ..., with the final distributions recorded too.
 
     Args:
-        steps: instead of the preset's own. how: `progress` and `store` of `sweep`.
+        steps: instead of the preset's own. how: `progress`, `store` and `grid` of `sweep`.
     """
     preset = preset_named(name)
     run = partial(sweep, preset.problems, preset.methods, seeds=range(seeds), probe=distribution_probe)

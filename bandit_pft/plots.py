@@ -240,7 +240,8 @@ def _spread_cell(seeds: np.ndarray) -> str:
     good = seeds[np.isfinite(seeds)]
     if not good.size:
         return "-"
-    return " ".join(f"{x:4.2f}" for x in (good.mean(), *np.percentile(good, (10, 90))))
+    # Adding 0 turns -0.0 into 0.0.
+    return " ".join(f"{round(x, 2) + 0:4.2f}" for x in (good.mean(), *np.percentile(good, (10, 90))))
 
 
 def markdown_table(ds: xr.Dataset, y: str = "expected_reward", *, step: int = -1) -> str:
@@ -364,7 +365,7 @@ def _draw_runs(ax: Axes, x: np.ndarray, y: np.ndarray, paint: str, dashes: tuple
 
 def _is_log(name: str, x: np.ndarray) -> bool:
     positive = x[x > 0]
-    return name == "reward_queries" and positive.size > 0 and positive.max() > 20 * positive.min()
+    return bool(name == "reward_queries" and positive.size and positive.max() > 20 * positive.min())
 
 
 def _limits(ax: Axes, x: np.ndarray, y: np.ndarray, log: bool) -> None:

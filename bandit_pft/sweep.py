@@ -102,7 +102,9 @@ def sweep(
             first_bad[row.place] = bad[lane]
             for name, values in record.items():
                 here = values[:, lane]
-                array = arrays.setdefault(name, np.empty((*shape, *here.shape), here.dtype))
+                # nan stands where a probe had no such value, as mass near the peak for some problems.
+                blank = np.nan if here.dtype.kind == "f" else 0
+                array = arrays.setdefault(name, np.full((*shape, *here.shape), blank, here.dtype))
                 if array.shape[len(shape) :] != here.shape:
                     raise ShapeError(f"{name} has shape {here.shape} here and {array.shape[len(shape):]} elsewhere: "
                                      "sweep problems of different size separately")  # fmt: skip

@@ -1,9 +1,12 @@
 """The command line does what it says, and explains wrong input in one line."""
 
+import re
+
 import numpy as np
 import pytest
 
-from bandit_pft import cli, load, paper
+from bandit_pft import cli, load, measure, paper
+from bandit_pft.errors import ConfigError
 from bandit_pft.objectives import OBJECTIVES
 
 TINY = ["--problems", "R5", "--contexts", "3", "--steps", "4", "--seeds", "2"]
@@ -18,16 +21,111 @@ def test_run_prints_the_means_of_the_data_it_writes(tmp_path, capsys):
     ds = load(tmp_path / "dpo.nc")
     last = ds["expected_reward"].isel(step=-1).values.ravel()
     line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("DPO"))
-    assert numbers(line)[0] == pytest.approx(last.mean(), abs=5e-4)
+    assert numbers(line)[0] == pytest.approx(last.mean(), abs=5.1e-3)
     assert '"beta": 0.5' in ds.attrs["configuration"]
     assert line in (tmp_path / "dpo.txt").read_text()
-    for stem in ("dpo", "dpo_queries", "dpo_frontier"):
+    for stem in ("dpo", "dpo_queries", "dpo_frontier", "dpo_mass_R5"):
         assert (tmp_path / f"{stem}.svg").exists()
         assert (tmp_path / f"{stem}.png").exists()
 
 
+@pytest.fixture
+def asked(monkeypatch):
+    """Gives problems and methods that a command would run, without running them."""
+
+    def ask(*command: str):
+        seen = {}
+
+        def stop(problems, methods, **_):
+            seen.update(problems=problems, methods=methods)
+            raise ConfigError("seen")
+
+        monkeypatch.setattr(cli, "sweep", stop)
+        assert cli.main(list(command)) == 2
+        return seen["problems"], seen["methods"]
+
+    return ask
+
+
+def test_run_takes_any_objectives_and_problems(asked):
+    command = ("run", "dpo", "ipo", "--objective", "best_of_n", "--objective", "bandit_pft.objectives.unpaired:kto")
+    problems, methods = asked(*command, "--problems", "R4", "R5", "R8", "R9", "--contexts", "7")
+    assert [problem.name for problem in problems] == ["R4", "R5", "R8", "R9"]
+    assert {problem.num_contexts for problem in problems} == {7}
+    assert [method.name for method in methods] == ["dpo", "ipo", "best_of_n", "kto"]
+
+
+def test_every_setting_of_a_method_can_be_given(asked):
+    words = "--data sampled --label-noise 0.5 --proxy network --prompts 6 --minibatch 3 --policy tabular --min-gap 0.2"
+    words += " --reference initial --optimizer sgd --learning-rate 0.7 --on-policy 0.25 --reuse 4 --responses 5"
+    _, (method,) = asked("run", "dpo", *words.split())
+    wanted = {"data": "sampled", "label_noise": 0.5, "proxy": "network", "prompts": 6, "minibatch": 3, "min_gap": 0.2}
+    wanted |= {"reference": "initial", "learning_rate": 0.7, "on_policy": 0.25, "reuse": 4.0, "num_responses": 5}
+    assert {name: getattr(method, name) for name in wanted} == wanted
+    assert method.policy.name == "tabular"
+    assert method.optimizer is cli.SGD
+
+
+@pytest.mark.parametrize("policy", cli.POLICIES)
+def test_every_policy_can_be_chosen(policy, asked):
+    assert asked("run", "dpo", "--policy", policy)[1][0].policy.name == policy
+
+
+def test_sequences_that_cannot_be_listed_are_learnt_token_by_token(asked):
+    problems, (method,) = asked("run", "grpo", "--problems", "R6", "R7", "min")
+    assert [(problem.length, problem.num_tokens) for problem in problems] == [(9, 100), (9, 100), (8, 4)]
+    assert method.policy.name == "factorised"
+    assert asked("run", "grpo", "--problems", "min", "skew")[1][0].policy.name == "tabular_shared"
+
+
+def test_distributions_are_matched_on_exact_data_and_others_as_asked(asked):
+    assert [method.data for method in asked("run", "forward_kl", "dpo")[1]] == ["exact", "sampled"]
+    assert [method.data for method in asked("run", "forward_kl", "dpo", "--data", "exact")[1]] == ["exact", "exact"]
+
+
+def test_a_hyper_parameter_goes_to_those_that_have_it_or_to_the_one_named(asked):
+    _, methods = asked("run", "dpo", "ipo", "best_of_n", "--hyper", "beta=0.3", "ipo.beta=0.05")
+    assert [dict(method.hyper) for method in methods] == [{"beta": 0.3}, {"beta": 0.05}, {}]
+
+
+def test_length_problems_run_and_have_no_picture_over_actions(tmp_path, capsys):
+    command = ["run", "sft", "--problems", "min", "mode", "--steps", "2", "--seeds", "1", "--out", str(tmp_path)]
+    assert cli.main(command) == 0
+    blocks = capsys.readouterr().out.split("\n\n")
+    ds = load(tmp_path / "sft.nc")
+    for name in ("min-length", "mode-length"):
+        block = next(block for block in blocks if block.startswith(name))
+        assert f"{float(ds['expected_reward'].sel(problem=name)[0, 0, -1]):.2f}" in block
+    assert not list(tmp_path.glob("*mass*"))
+
+
+def test_the_demo_leaves_figures_and_its_table_in_one_folder_and_data_in_another(tmp_path, monkeypatch, capsys):
+    small = paper.headline()
+    small = small._replace(problems=small.problems[:1], methods=small.methods[:2])
+    monkeypatch.setattr(paper, "PRESETS", {"headline": lambda: small})
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["demo", "--steps", "10", "--seeds", "2"]) == 0
+    stems = ("headline", "headline_queries", "headline_frontier", "headline_mass_near_peak_R5")
+    files = {f"figures/{stem}.{end}" for stem in stems for end in ("svg", "png")}
+    files |= {"figures/headline.txt", "results/headline.nc"}
+    assert {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()} == files
+    out, text = capsys.readouterr().out, (tmp_path / "figures" / "headline.txt").read_text()
+    assert text in out + "\n"
+    last = load(tmp_path / "results" / "headline.nc").isel(problem=0, step=-1)
+    # Offline learning asks once for 100 x 10 rewards, on-policy learning at each of 10 steps for 10 x 10.
+    rows = {"Best-of-N offline": "best_of_n offline", "Best-of-N on-policy": "best_of_n on-policy"}
+    for label, name in rows.items():
+        row = next(line for line in text.splitlines() if line.startswith(label)).removeprefix(label).split()
+        assert row[-2:] == ["10", "1,000"]
+        shown = np.asarray(row[:-2], float).reshape(5, 3)
+        metrics = ("expected_reward", "kl", "kl_reverse", "entropy", "mass_near_peak")
+        low, high = np.sort([last[metric].sel(algorithm=name).values for metric in metrics]).T
+        expected = np.stack([(low + high) / 2, 0.9 * low + 0.1 * high, 0.1 * low + 0.9 * high], -1)
+        np.testing.assert_allclose(shown, expected, atol=5.1e-3)
+
+
 def test_a_resumed_sweep_reuses_what_was_finished_and_gives_the_same_numbers(tmp_path, capsys):
-    command = ["sweep", "--objectives", "dpo", "sft", *TINY, "--out", str(tmp_path)]
+    command = ["sweep", "dpo", "sft", *TINY, "--out", str(tmp_path)]
     assert cli.main(command) == 0
     first, tiles = load(tmp_path / "sweep.nc"), sorted((tmp_path / "runs" / "tiles").iterdir())
     times = [tile.stat().st_mtime_ns for tile in tiles]
@@ -41,7 +139,7 @@ def test_a_resumed_sweep_reuses_what_was_finished_and_gives_the_same_numbers(tmp
 
 
 def test_a_grid_gives_a_table_and_figures_for_each_of_its_points(tmp_path, capsys):
-    command = ["sweep", "--objectives", "ipo", *TINY, "--grid", "beta=0.05,0.5", "learning_rate=0.1"]
+    command = ["sweep", "ipo", *TINY, "--grid", "beta=0.05,0.5", "learning_rate=0.1"]
     assert cli.main([*command, "--out", str(tmp_path)]) == 0
     out = capsys.readouterr().out
     for beta in ("0.05", "0.5"):
@@ -54,7 +152,7 @@ def test_a_preset_can_be_swept(tmp_path, monkeypatch):
     small = small._replace(problems=small.problems[:1], methods=small.methods[:1])
     monkeypatch.setattr(paper, "PRESETS", {"small": lambda: small})
     assert cli.main(["sweep", "--preset", "small", "--steps", "5", "--seeds", "1", "--out", str(tmp_path)]) == 0
-    assert (tmp_path / "small_mass_0.svg").exists()
+    assert (tmp_path / "small_mass_near_peak_R5.svg").exists()
     assert load(tmp_path / "small.nc")["log_prob"].sizes["action"] == 100
 
 
@@ -71,7 +169,15 @@ def test_a_preset_can_be_swept(tmp_path, monkeypatch):
         (["run", "dpo", "--on-policy", "2"], "on_policy is 2.0"),
         (["run", "dpo", "--contexts", "0"], "contexts is 0"),
         (["run", "no.module:f"], "no.module"),
-        (["sweep"], "--preset NAME or --objectives"),
+        (["run"], "no objective"),
+        (["run", "dpo", "best_of_n", "--hyper", "best_of_n.beta=1"], "did you mean"),
+        (["run", "forward_kl", "--data", "sampled"], "data='exact'"),
+        (["run", "dpo", "--problems", "R6", "--policy", "tabular"], "factorised"),
+        (["run", "dpo", "--prompts", "101"], "prompts is 101"),
+        (["run", "dpo", "--label-noise", "-1"], "label_noise is -1.0"),
+        (["sweep"], "either --preset NAME or one objective"),
+        (["list", "problems", "R4"], "takes no names"),
+        (["list", "objectives", "dop"], "did you mean"),
         (["sweep", "--preset", "headlin"], "did you mean headline"),
         (["cite", "dop"], "did you mean"),
         (["readme", "--file", "no-such-file.md"], "no-such-file.md"),
@@ -96,9 +202,27 @@ def test_help_names_every_command(capsys):
 
 
 def test_every_objective_is_listed_with_what_it_does(capsys):
-    assert cli.main(["list"]) == 0
+    assert cli.main(["list", "--brief"]) == 0
     lines = [line.split(None, 1) for line in capsys.readouterr().out.splitlines() if line.startswith("  ")]
     assert dict(lines) == {made.name: made.summary for made in OBJECTIVES.values()}
+
+
+def test_the_full_list_shows_formula_measured_force_and_ranges_of_every_objective(capsys):
+    assert cli.main(["list", "objectives"]) == 0
+    blocks = dict(block.split(": ", 1) for block in capsys.readouterr().out.strip().split("\n\n"))
+    assert list(blocks) == list(OBJECTIVES)
+    for name, made in OBJECTIVES.items():
+        lines = [line.strip() for line in blocks[name].splitlines()]
+        assert made.formula in lines
+        assert ("pushes" in blocks[name]) == measure(made).pushes
+        starts = [line for line in lines if re.match(r"[a-z_]+ = ", line)]
+        assert [line.split(" = ")[0] for line in starts] == list(made.hyper)
+    # Known of two: DPO is a difference of gains over the reference; Best-of-N only imitates.
+    assert "total 0: only differences count" in blocks["dpo"]
+    assert "reads    score (what the labeller saw), reference;" in blocks["dpo"]
+    assert "beta = 0.1  (above 0)" in blocks["dpo"]
+    assert "label_smoothing = 0.1  (at least 0, below 0.5)" in blocks["cdpo"]
+    assert "force    pulls; total 1;" in blocks["best_of_n"]
 
 
 @pytest.mark.parametrize("kind", ["problems", "presets"])

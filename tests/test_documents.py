@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from bandit_pft import cli, paper
 from bandit_pft.objectives import OBJECTIVES
 
 ROOT = Path(__file__).parents[1]
@@ -49,3 +50,38 @@ def test_links_of_the_documents_lead_somewhere(name):
     inside = [link for link in links if not link.startswith("http")]
     assert all((ROOT / link).exists() for link in inside), inside
     assert all(re.fullmatch(r"https://arxiv\.org/abs/\d{4}\.\d{5}", link) for link in set(links) - set(inside))
+
+
+def test_every_command_that_the_readme_shows_is_understood():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    commands = [line.split("#")[0].split()[1:] for line in text.splitlines() if line.startswith("bandit-pft ")]
+    assert {command[0] for command in commands} == {"demo", "run", "sweep", "list", "cite", "readme"}
+    parse = cli._parser().parse_args
+    for command in commands:
+        options = vars(parse(command))
+        if command[0] in ("run", "sweep"):
+            assert set(options["objectives"]) <= set(OBJECTIVES)
+            assert all(paper.problem_named(name, contexts=1) for name in options["problems"])
+
+
+def test_no_figure_is_kept_that_no_document_shows():
+    text = "".join((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "CONTRIBUTING.md"))
+    kept = {path.with_suffix("").name for path in (ROOT / "figures").iterdir()}
+    assert kept == set(re.findall(r"figures/(\w+)\.(?:png|txt)", text))
+    for path in (ROOT / "figures").glob("*.png"):
+        assert path.with_suffix(".svg").exists()
+
+
+def test_the_numbers_of_the_readme_are_those_of_the_table():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    near, far = (ROOT / "figures" / "headline.txt").read_text(encoding="utf-8").split("\n\n")[1:]
+
+    def reached(block: str, label: str) -> str:
+        row = next(line for line in block.splitlines() if line.startswith(label))
+        return row.removeprefix(label).split()[0]
+
+    assert reached(near, "Best-of-N offline") == reached(near, "IPO offline")
+    assert f"Best-of-N reaches {reached(near, 'IPO offline')}" in readme
+    assert f"Best-of-N stops at {reached(far, 'Best-of-N offline')}" in readme
+    assert f"IPO gets to {reached(far, 'IPO offline')}" in readme
+    assert all(float(reached(far, f"{name} on-policy")) > 0.98 for name in ("Best-of-N", "REINFORCE", "IPO"))

@@ -1,17 +1,27 @@
 """The paper's findings, on presets with the same learning rate and the same data for every method."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from bandit_pft import paper
+from bandit_pft import measure, paper, style, sweep
 
 NEAR, FAR = paper.TITLES["R5"], paper.TITLES["R4"]
 
 
+RATES = (0.05, 0.2, 1.0)
+
+
 @pytest.fixture(scope="module")
-def last():
-    """Means over 5 seeds at the last step."""
-    return paper.run_preset("headline", seeds=5).isel(step=-1).mean("seed")
+def runs():
+    """The headline comparison, also at a quarter and at five times its learning rate; means over 5 seeds."""
+    return paper.run_preset("headline", seeds=5, grid={"learning_rate": RATES}).drop_vars("log_prob").mean("seed")
+
+
+@pytest.fixture(scope="module")
+def last(runs):
+    return runs.sel(learning_rate=paper.LEARNING_RATE).isel(step=-1)
 
 
 def reward(ds, problem: str, method: str) -> float:
@@ -38,6 +48,17 @@ def test_far_from_the_reference_a_contrastive_loss_gets_further_on_the_same_offl
     assert kl.sel(algorithm="ipo offline") - kl.sel(algorithm="best_of_n offline") >= 0.8
 
 
+def test_sizes_of_rewards_get_a_supervised_loss_far_offline_where_their_order_does_not(last):
+    rwr = paper.offline("rwr", hyper={"beta": 0.1})
+    problem = paper.headline().problems[1]
+    runs = sweep(problem, rwr, seeds=range(5), steps=200, every=200)["expected_reward"].isel(step=-1).mean("seed")
+    assert float(runs.squeeze()) == pytest.approx(0.94, abs=0.02)
+    # The population's optimum of exponentiated rewards is ref exp(r / beta) / Z.
+    logp, table = np.asarray(problem.optimum(0.1)[0], np.float64), np.asarray(problem.reward_table(0), np.float64)
+    assert float(runs.squeeze()) == pytest.approx(np.exp(logp) @ table, abs=0.02)
+    assert not measure("rwr", beta=0.1).pushes
+
+
 def test_near_the_reference_it_makes_no_difference(last):
     assert abs(reward(last, NEAR, "ipo offline") - reward(last, NEAR, "best_of_n offline")) <= 0.02
 
@@ -51,6 +72,37 @@ def test_on_policy_sampling_reaches_the_far_peak_and_offline_learning_does_not(l
 def test_near_the_reference_on_policy_sampling_adds_little_to_imitation_and_contrast(last):
     for objective in ("best_of_n", "ipo"):
         assert reward(last, NEAR, f"{objective} on-policy") - reward(last, NEAR, f"{objective} offline") <= 0.08
+
+
+@pytest.mark.parametrize("rate", RATES)
+def test_where_offline_learning_ends_and_that_on_policy_learning_wins_do_not_depend_on_the_learning_rate(runs, rate):
+    ds = runs.sel(learning_rate=rate).isel(step=-1)
+    assert reward(ds, FAR, "best_of_n offline") == pytest.approx(best_of_ten("R4"), abs=0.03)
+    assert reward(ds, FAR, "ipo offline") == pytest.approx(0.7, abs=0.05)
+    assert min(reward(ds, FAR, f"{name} on-policy") for name in ("best_of_n", "reinforce", "ipo")) > 0.85
+
+
+def test_who_is_ahead_after_1000_rewards_depends_on_the_learning_rate(runs):
+    # On-policy learning has asked for 1,000 rewards after 10 steps, offline learning before its first.
+    early, final = runs.sel(step=10), runs.isel(step=-1)
+    best = {rate: max(reward(early.sel(learning_rate=rate), FAR, f"{name} on-policy")
+                      for name in ("best_of_n", "reinforce", "ipo")) for rate in RATES}  # fmt: skip
+    assert best[0.2] < reward(final.sel(learning_rate=0.2), FAR, "ipo offline") - 0.3
+    assert best[1.0] > reward(final.sel(learning_rate=1.0), FAR, "ipo offline") + 0.15
+
+
+def test_the_table_that_the_repository_shows_is_what_the_comparison_gives(last):
+    text = (Path(__file__).parents[1] / "figures" / "headline.txt").read_text(encoding="utf-8")
+    assert max(map(len, text.splitlines())) <= 120
+    _, *blocks = text.strip().split("\n\n")
+    assert [block.splitlines()[0] for block in blocks] == [NEAR, FAR]
+    for problem, block in zip((NEAR, FAR), blocks, strict=True):
+        for name in last["algorithm"].values:
+            row = next(line for line in block.splitlines() if line.startswith(style.label(name)))
+            shown = row.removeprefix(style.label(name)).split()
+            assert float(shown[0]) == pytest.approx(reward(last, problem, name), abs=0.02)
+            queries = int(last["reward_queries"].sel(problem=problem, algorithm=name))
+            assert shown[-2:] == ["200", f"{queries:,}"]
 
 
 def test_every_method_of_a_comparison_learns_at_the_same_rate_from_the_same_number_of_rewards():

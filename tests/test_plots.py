@@ -199,6 +199,32 @@ def test_the_tables_hold_mean_and_central_80_percent():
     assert plots.markdown_table(ds).count("\n| ") == len(NAMES) + 2
 
 
+def test_the_summary_has_a_block_per_problem_and_says_who_is_not_in_it():
+    ds = results()
+    ds["expected_reward"][1, 3, 1, -1] = np.nan
+    text = plots.summary(ds)
+    caption, first, second, lost = text.split("\n\n")
+    assert "5 seeds" in caption and "100 gradient steps" in caption
+    assert [block.splitlines()[0] for block in (first, second)] == ["R4", "R5"]
+    assert all(len(block.splitlines()) == 4 + len(NAMES) for block in (first, second))
+    kl = np.sort(ds["kl"].sel(problem="R4", algorithm="dpo on-policy").isel(step=-1).values)
+    low, high = kl[0] + 0.4 * (kl[1] - kl[0]), kl[4] - 0.4 * (kl[4] - kl[3])
+    row = next(line for line in first.splitlines() if line.startswith("DPO on-policy"))
+    assert f"{kl.mean():.2f} {low:.2f} {high:.2f}" in row
+    assert row.split()[-2:] == ["100", "4,010"]
+    assert lost == "DPO offline on R5: 1 of 5 seeds not finite, and not in the numbers"
+
+
+def test_a_logarithmic_axis_starts_with_the_first_reward_that_was_asked_for():
+    ds = results()
+    ds["reward_queries"] = (ds["step"] ** 2.0 + 0 * ds["kl"].isel(seed=0)).transpose("problem", "algorithm", "step")
+    ax = plots.learning_curves(ds, x="reward_queries").axes[0]
+    assert ax.get_xscale() == "log"
+    curves = [line for line in ax.lines if len(line.get_xdata()) == STEPS.size - 1]
+    assert len(curves) == len(NAMES)
+    assert all(line.get_xdata()[0] == 25 for line in curves)
+
+
 def test_a_table_says_which_runs_are_not_in_its_mean():
     ds = results()
     ds["expected_reward"][0, 0, 1, -1] = np.inf
