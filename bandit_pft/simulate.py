@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 
 from bandit_pft.errors import ConfigError, ResourceError, check_integer
 from bandit_pft.groups import ExactGroup, Group, prepare
-from bandit_pft.kernels import levels, sample_from_uniform
+from bandit_pft.kernels import levels, sample_from_uniform, total
 from bandit_pft.methods import Method, batch_sizes
 from bandit_pft.objectives.core import batch_loss
 from bandit_pft.probes import Probe, State, standard_probe
@@ -244,7 +244,7 @@ class Loop:
         if lead is None:
             return jax.vjp(lambda p: self.learner_table(p, contexts), params)[1](slope)[0]
         # One form for all objectives: d loss / d logits = slope - pi sum(slope).
-        slope = slope - jnp.exp(table) * slope.sum(-1, keepdims=True)
+        slope = slope - jnp.exp(table) * total(slope)[..., None]
         return jax.vjp(lambda p: self.per_context(lambda c: lead(p, self.problem, c), contexts), params)[1](slope)[0]
 
     def reference_table(self, contexts: Array) -> Float[Array, "M A"]:
@@ -350,7 +350,7 @@ class Loop:
             # An exact group averages over the noise instead of drawing it.
             score = reward if collected.noise is None else reward + temperature * collected.noise
         each = lambda x: jnp.broadcast_to(jnp.asarray(x, reward.dtype), contexts.shape)
-        threshold = (weight * score).sum(-1) if method.threshold is None else each(method.threshold)
+        threshold = total(weight * score) if method.threshold is None else each(method.threshold)
         return (ExactGroup if self.exact else Group)(
             response=response, mask=mask, weight=weight, reward=reward, score=score, ref_logp=reference, old_logp=old,
             draws=each(method.num_responses), temperature=each(temperature), min_gap=each(method.min_gap),
@@ -389,7 +389,7 @@ class Loop:
         on_policy = jnp.asarray(self.method.on_policy, jnp.float32)
         collected = self.collect(params, table, contexts, on_policy, draw)
         groups = self.groups(collected, contexts)
-        moment = lambda x: (groups.weight * x).sum(-1).mean()
+        moment = lambda x: total(groups.weight * x).mean()
         seen = jnp.stack([jnp.ones(()), moment(groups.reward), moment(groups.reward**2)])
         stats = self.method.memory * stats + (1 - self.method.memory) * seen
         baseline, square = stats[1] / stats[0], stats[2] / stats[0]
@@ -426,7 +426,7 @@ class Loop:
         rate = jnp.asarray(method.learning_rate, logp.dtype)
         if method.schedule is not None:
             rate = rate * method.schedule(step)
-        healthy = jnp.isfinite(slope.sum() + loss)
+        healthy = jnp.isfinite(total(slope.reshape(-1)) + loss)
         first_bad = jnp.where((carry.first_bad_step < 0) & ~healthy, step, carry.first_bad_step)
         keep = lambda new, old: jnp.where(live & (first_bad < 0), new, old)
         moved = jax.tree.map(lambda p, u: keep(p + rate.astype(p.dtype) * u, p), params, update)
@@ -507,11 +507,13 @@ def run(
     one = loop if axis is None else jax.tree.map(lambda x: jax.lax.index_in_dim(x, 0, axis, keepdims=False), loop)
     single, by_table = one.enumerable and one.problem.length == 1, one.exact or one.by_table
 
-    def behaviour(own: Array, contexts: Array) -> Array:
-        """Table of the policy that the next responses come from."""
+    def behaviour(own: Array, contexts: Array, kept: Array | None, fresh: Array) -> Array:
+        """Table of the policy that responses come from, `kept` where they are not fresh."""
         data = lambda: over(Loop.data_table)(loop, contexts)
         mixed = lambda: over(lambda loop, own, data: mixture(own, data, loop.method.on_policy))(loop, own, data())
-        return jax.lax.switch(plan.regime, [lambda: own, data, mixed])
+        if kept is None:
+            return jax.lax.switch(plan.regime, [lambda: own, data, mixed])
+        return jax.lax.switch(jnp.where(fresh, plan.regime, 3), [lambda: own, data, mixed, lambda: kept])
 
     def observe(
         loop: Loop, carry: Carry, table: Array | None, contexts: Array, step: Array
@@ -525,11 +527,20 @@ def run(
         # Outside the branch, so that it is shared with the gradient.
         own = over(Loop.learner_table)(loop, carry.params, contexts) if single or one.exact else None
 
-        def fresh() -> tuple[Collected, Array]:
-            table = behaviour(own, contexts) if by_table and own is not None else None
+        fresh, old = step % plan.period == 0, carry.collected
+
+        def collect(kept: Array | None = None) -> tuple[Collected, Array]:
+            table = behaviour(own, contexts, kept, fresh) if by_table and own is not None else None
             return over(Loop.refresh, 5)(loop, carry.params, carry.stats, table, contexts, step)
 
-        collected, stats = jax.lax.cond(step % plan.period == 0, fresh, lambda: (carry.collected, carry.stats))
+        if one.exact:
+            # Only the table comes out of a branch, which copies it: all else shares its passes with the gradient.
+            collected, stats = collect(old.old)
+            stay = lambda new, x: jnp.where(fresh, new, x)
+            collected = collected._replace(baseline=stay(collected.baseline, old.baseline), scale=stay(collected.scale, old.scale))
+            stats = stay(stats, carry.stats)
+        else:
+            collected, stats = jax.lax.cond(fresh, collect, lambda: (old, carry.stats))
         carry = carry._replace(collected=collected, stats=stats)
         return over(observe, 4, out=(axis, 0))(loop, carry, own if single else None, contexts, step)
 
