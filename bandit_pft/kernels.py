@@ -12,10 +12,8 @@ BLOCK = 1024  # One float32 cumulative sum stays exact enough up to here; beyond
 
 
 def total(x: Float[Array, "*S A"]) -> Float[Array, "*S"]:
-    """Sum over the last axis, in blocks where it is long: XLA's CPU backend then is ten times faster, and more exact."""
-    if x.shape[-1] <= 2 * BLOCK:
-        return x.sum(-1)
-    return _blocks(x).sum(-1).sum(-1)
+    """Sum over the last axis, as a product with ones: for long rows XLA's CPU backend does that ten times faster."""
+    return jnp.matmul(x, jnp.ones(x.shape[-1], x.dtype), precision=jax.lax.Precision.HIGHEST)
 
 
 def logsumexp(x: Float[Array, "*S A"]) -> Float[Array, "*S"]:
@@ -23,10 +21,6 @@ def logsumexp(x: Float[Array, "*S A"]) -> Float[Array, "*S"]:
     top = jax.lax.stop_gradient(x.max(-1))
     top = jnp.where(jnp.isfinite(top), top, 0)
     return jnp.log(total(jnp.exp(x - top[..., None]))) + top
-
-
-def _blocks(x: Array) -> Array:
-    return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, -x.shape[-1] % BLOCK)]).reshape(*x.shape[:-1], -1, BLOCK)
 
 
 def levels(count: int) -> int:
@@ -56,7 +50,7 @@ def sample_from_uniform(uniform: Float[Array, "levels n"], logp: Float[Array, " 
 def _descend(uniform: Array, mass: Array) -> Array:
     if uniform.shape[0] == 1:
         return _invert(mass, uniform[0])
-    blocks = _blocks(mass)
+    blocks = jnp.pad(mass, (0, -mass.shape[0] % BLOCK)).reshape(-1, BLOCK)
     block = _descend(uniform[1:], blocks.sum(-1))
     inside = jax.vmap(lambda row, u: _invert(row, u[None])[0])(blocks[block], uniform[0])
     return block * BLOCK + inside
