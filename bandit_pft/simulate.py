@@ -330,7 +330,7 @@ class Loop:
             possible = ~(jnp.isneginf(mixed) | jnp.isneginf(reference))
             response = jnp.broadcast_to(listed, (*contexts.shape, *listed.shape))
             mask = jnp.asarray(mask) & possible[..., None]
-            weight = jnp.where(possible, jnp.exp(mixed), 0)
+            weight = jnp.where(jnp.isneginf(reference), 0, jnp.exp(mixed))
             if problem.length == 1:
                 reference, old = reference[..., None], mixed[..., None]
             else:
@@ -426,7 +426,7 @@ class Loop:
         rate = jnp.asarray(method.learning_rate, logp.dtype)
         if method.schedule is not None:
             rate = rate * method.schedule(step)
-        healthy = jnp.isfinite(total(slope.reshape(-1)) + loss)
+        healthy = jnp.isfinite(total(slope.sum(-1)).sum() + loss)
         first_bad = jnp.where((carry.first_bad_step < 0) & ~healthy, step, carry.first_bad_step)
         keep = lambda new, old: jnp.where(live & (first_bad < 0), new, old)
         moved = jax.tree.map(lambda p, u: keep(p + rate.astype(p.dtype) * u, p), params, update)
