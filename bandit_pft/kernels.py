@@ -80,4 +80,5 @@ def _invert(mass: Array, uniform: Array) -> Array:
     for column in range(columns - 1):
         inside = inside + chosen[column]
         place += start + inside <= point
-    return row * columns + place
+    # row * columns + place, as a product: otherwise XLA repeats both searches for everything that reads the action.
+    return jnp.stack([row, place], -1) @ jnp.array([columns, 1], row.dtype)
