@@ -537,7 +537,8 @@ def run(
             # Only the table comes out of a branch, which copies it: all else shares its passes with the gradient.
             collected, stats = collect(old.old)
             stay = lambda new, x: jnp.where(fresh, new, x)
-            collected = collected._replace(baseline=stay(collected.baseline, old.baseline), scale=stay(collected.scale, old.scale))
+            baseline, scale = stay(collected.baseline, old.baseline), stay(collected.scale, old.scale)
+            collected = collected._replace(baseline=baseline, scale=scale)
             stats = stay(stats, carry.stats)
         else:
             collected, stats = jax.lax.cond(fresh, collect, lambda: (old, carry.stats))
