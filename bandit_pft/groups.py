@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from bandit_pft.errors import DomainError, ShapeError, as_floats, check_finite, check_number, is_traced
+from bandit_pft.kernels import total
 
 
 def safe_divide(x: Array, y: Array) -> Array:
@@ -94,7 +95,7 @@ class Group(NamedTuple):
     # --- reductions, normalised over the whole batch ---------------------------------------------------------------
     def expect(self, x: Float[Array, " N"]) -> Float[Array, ""]:
         """Mean over this group's responses alone; padding may hold anything finite."""
-        return (self.weight * x).sum()
+        return total(self.weight * x)
 
     def mean(self, x: Float[Array, " N"]) -> Float[Array, ""]:
         """This group's part of the batch mean over responses."""
@@ -102,11 +103,11 @@ class Group(NamedTuple):
 
     def token_mean(self, x: Float[Array, "N T"]) -> Float[Array, ""]:
         """This group's part of the mean over all tokens of the batch: long responses count more."""
-        return self.token_share * (self.count() * self.total(x)).sum()
+        return self.token_share * total(self.count() * self.total(x))
 
     def kept_mean(self, x: Float[Array, " N"]) -> Float[Array, ""]:
         """This group's part of the mean over the desirable responses of the batch."""
-        return self.kept_share * (self.count() * self.desirable() * x).sum()
+        return self.kept_share * total(self.count() * self.desirable() * x)
 
     def pair_mean(self, x: Float[Array, "N N"]) -> Float[Array, ""]:
         """This group's part of the mean of x[winner, loser] over all compared pairs of the batch."""
@@ -326,9 +327,9 @@ def prepare(groups: Group, logp: Float[Array, "B N T"] | None = None) -> Group:
     one_over = lambda total: each(safe_divide(jnp.ones_like(total), total))
     prepared = groups._replace(
         share=alive * one_over(alive.sum()),
-        token_share=one_over(per_group(lambda g: (g.count() * g.length()).sum()).sum()),
+        token_share=one_over(per_group(lambda g: total(g.count() * g.length())).sum()),
         pair_share=one_over(per_group(lambda g: g.pair_count().sum()).sum()),
-        kept_share=one_over(per_group(lambda g: (g.count() * g.desirable()).sum()).sum()),
+        kept_share=one_over(per_group(lambda g: total(g.count() * g.desirable())).sum()),
     )
     if logp is None:
         return prepared
@@ -344,4 +345,4 @@ def _distance(group: Group, logp: Array) -> tuple[Array, Array]:
     # Responses came from an older policy: self-normalised importance weights bring the mean back to the learner's.
     lead = jnp.where(group.real(), group.total(logp - group.old_logp), -jnp.inf)
     weight = group.weight * jnp.exp(lead - jnp.max(lead, initial=-1e30))
-    return safe_divide((weight * gain).sum(), weight.sum()), group.expect(gain)
+    return safe_divide(total(weight * gain), total(weight)), group.expect(gain)

@@ -1,4 +1,4 @@
-"""Numerics over large action spaces: drawing actions by inverse CDF."""
+"""Numerics over large action spaces: drawing actions by inverse CDF, sums over long rows."""
 
 from __future__ import annotations
 
@@ -9,6 +9,18 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 BLOCK = 1024  # One float32 cumulative sum stays exact enough up to here; beyond, every level gets a fresh uniform.
+
+
+def total(x: Float[Array, "*S A"]) -> Float[Array, "*S"]:
+    """Sum over the last axis, as a product with ones: for long rows XLA's CPU backend does that ten times faster."""
+    return jnp.matmul(x, jnp.ones(x.shape[-1], x.dtype), precision=jax.lax.Precision.HIGHEST)
+
+
+def logsumexp(x: Float[Array, "*S A"]) -> Float[Array, "*S"]:
+    """log sum exp over the last axis; -inf where every entry is."""
+    top = jax.lax.stop_gradient(x.max(-1))
+    top = jnp.where(jnp.isfinite(top), top, 0)
+    return jnp.log(total(jnp.exp(x - top[..., None]))) + top
 
 
 def levels(count: int) -> int:
@@ -68,4 +80,5 @@ def _invert(mass: Array, uniform: Array) -> Array:
     for column in range(columns - 1):
         inside = inside + chosen[column]
         place += start + inside <= point
-    return row * columns + place
+    # row * columns + place, as a product: otherwise XLA repeats both searches for everything that reads the action.
+    return jnp.stack([row, place], -1) @ jnp.array([columns, 1], row.dtype)

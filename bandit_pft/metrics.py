@@ -10,9 +10,11 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from bandit_pft.kernels import total
+
 
 def _weighted(logp: Array, x: Array) -> Array:
-    return jnp.where(jnp.isneginf(logp), 0, jnp.exp(logp) * jnp.where(jnp.isneginf(logp), 0, x)).sum(-1)
+    return total(jnp.where(jnp.isneginf(logp), 0, jnp.exp(logp) * jnp.where(jnp.isneginf(logp), 0, x)))
 
 
 def expected_reward(logp: Float[Array, "*S A"], reward: Float[Array, "*S A"]) -> Float[Array, "*S"]:
@@ -32,7 +34,7 @@ def entropy(logp: Float[Array, "*S A"]) -> Float[Array, "*S"]:
 
 def mass(logp: Float[Array, "*S A"], region: Bool[Array, "*S A"]) -> Float[Array, "*S"]:
     """Probability of a set of responses."""
-    return jnp.where(region, jnp.exp(logp), 0).sum(-1)
+    return total(jnp.where(region, jnp.exp(logp), 0))
 
 
 def near_peak(reward: Float[Array, "*S A"]) -> Bool[Array, "*S A"]:

@@ -18,7 +18,7 @@ import optax
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from bandit_pft.errors import ConfigError, check_integer, check_number
-from bandit_pft.kernels import sample_categorical
+from bandit_pft.kernels import logsumexp, sample_categorical
 from bandit_pft.problems import Context, Problem, log_softmax
 
 BATCH = 4096  # Sequences per forward pass when a transformer's whole table is listed.
@@ -62,7 +62,7 @@ def _make_tabular(name: str, shared: bool) -> Policy:
     def table(params: Array, problem: Problem, context: Context) -> Float[Array, " A"]:
         ref, lead = problem.ref_table(context), own_lead(params, problem, context)
         # The lead is normalised before it is added: next to a log-probability of -70 it would lose its last digits.
-        lead = lead - jax.nn.logsumexp(ref + lead)
+        lead = lead - logsumexp(ref + lead)
         return jnp.where(jnp.isneginf(ref), -jnp.inf, ref + lead)
 
     def log_prob(params: Array, problem: Problem, context: Context, response: Int[Array, "N T"]) -> Float[Array, "N T"]:

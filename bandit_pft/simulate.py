@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 
 from bandit_pft.errors import ConfigError, ResourceError, check_integer
 from bandit_pft.groups import ExactGroup, Group, prepare
-from bandit_pft.kernels import levels, sample_from_uniform
+from bandit_pft.kernels import levels, sample_from_uniform, total
 from bandit_pft.methods import Method, batch_sizes
 from bandit_pft.objectives.core import batch_loss
 from bandit_pft.probes import Probe, State, standard_probe
@@ -85,7 +85,8 @@ def seed_keys(seeds: Sequence[Any]) -> Key[Array, " W"]:
     """The keys of seeds, without a compiled program for each."""
     for seed in seeds:
         check_seed(seed)
-    return jax.random.wrap_key_data(np.asarray([(0, seed) for seed in seeds], np.uint32), impl="threefry2x32")
+    words = np.asarray([(0, seed) for seed in seeds], np.uint32)
+    return jax.random.wrap_key_data(jnp.asarray(words), impl="threefry2x32")
 
 
 def check_seed(seed: Any) -> None:
@@ -257,7 +258,7 @@ class Loop:
         if lead is None:
             return jax.vjp(lambda p: self.learner_table(p, contexts), params)[1](slope)[0]
         # One form for all objectives: d loss / d logits = slope - pi sum(slope).
-        slope = slope - jnp.exp(table) * slope.sum(-1, keepdims=True)
+        slope = slope - jnp.exp(table) * total(slope)[..., None]
         return jax.vjp(lambda p: self.per_context(lambda c: lead(p, self.problem, c), contexts), params)[1](slope)[0]
 
     def reference_table(self, contexts: Array) -> Float[Array, "M A"]:
@@ -359,7 +360,7 @@ class Loop:
             possible = ~(jnp.isneginf(mixed) | jnp.isneginf(reference))
             response = jnp.broadcast_to(listed, (*contexts.shape, *listed.shape))
             mask = jnp.asarray(mask) & possible[..., None]
-            weight = jnp.where(possible, jnp.exp(mixed), 0)
+            weight = jnp.where(jnp.isneginf(reference), 0, jnp.exp(mixed))
             if single:
                 reference, old = reference[..., None], mixed[..., None]
             else:
@@ -377,7 +378,7 @@ class Loop:
             # An exact group averages over the noise instead of drawing it.
             score = reward if collected.noise is None else reward + temperature * collected.noise
         each = lambda x: jnp.broadcast_to(jnp.asarray(x, reward.dtype), contexts.shape)
-        threshold = (weight * score).sum(-1) if method.threshold is None else each(method.threshold)
+        threshold = total(weight * score) if method.threshold is None else each(method.threshold)
         return (ExactGroup if self.exact else Group)(
             response=response, mask=mask, weight=weight, reward=reward, score=score, ref_logp=reference, old_logp=old,
             draws=each(method.num_responses), temperature=each(temperature), min_gap=each(method.min_gap),
@@ -416,7 +417,7 @@ class Loop:
         on_policy = jnp.asarray(self.method.on_policy, jnp.float32)
         collected = self.collect(params, table, contexts, on_policy, draw)
         groups = self.groups(collected, contexts)
-        moment = lambda x: (groups.weight * x).sum(-1).mean()
+        moment = lambda x: total(groups.weight * x).mean()
         seen = jnp.stack([jnp.ones(()), moment(groups.reward), moment(groups.reward**2)])
         stats = self.method.memory * stats + (1 - self.method.memory) * seen
         baseline, square = stats[1] / stats[0], stats[2] / stats[0]
@@ -455,7 +456,7 @@ class Loop:
         rate = jnp.asarray(method.learning_rate, logp.dtype)
         if method.schedule is not None:
             rate = rate * method.schedule(step)
-        healthy = jnp.isfinite(slope.sum() + loss)
+        healthy = jnp.isfinite(total(slope.sum(-1)).sum() + loss)
         first_bad = jnp.where((carry.first_bad_step < 0) & ~healthy, step, carry.first_bad_step)
         keep = lambda new, old: jnp.where(live & (first_bad < 0), new, old)
         moved = jax.tree.map(lambda p, u: keep(p + rate.astype(p.dtype) * u, p), params, update)
@@ -520,8 +521,8 @@ def run(
 
     Args:
         axis: None for one run. Otherwise every leaf of problem, method and key carries many runs along this axis, and
-            the plan is theirs together. The loop and its branches are outside and the runs inside: their axis stays
-            where it is, which decides the speed.
+            the plan is theirs together. The loop and its branches are outside and the runs inside, so that a branch
+            stays a branch.
     """
 
     def over(f: Any, *shared: int, out: Any = axis) -> Any:
@@ -537,11 +538,11 @@ def run(
     single, by_table = one.enumerable and one.problem.length == 1, one.exact or one.by_table
     prompts, minibatch = batch_sizes(one.problem, one.method)
 
-    def behaviour(own: Array, contexts: Array) -> Array:
-        """Table of the policy that the next responses come from."""
+    def sources(own: Array, contexts: Array) -> list[Callable[[], Array]]:
+        """The table of the policy that responses come from, by regime."""
         data = lambda: over(Loop.data_table)(loop, contexts)
         mixed = lambda: over(lambda loop, own, data: mixture(own, data, loop.method.on_policy))(loop, own, data())
-        return jax.lax.switch(plan.regime, [lambda: own, data, mixed])
+        return [lambda: own, data, mixed]
 
     def observe(
         loop: Loop, carry: Carry, table: Array | None, contexts: Array, step: Array
@@ -555,12 +556,25 @@ def run(
         # Where gradient and collection need the same table, it is made once, outside the branch.
         shared = table_of() if single and minibatch == prompts else None
 
-        def fresh() -> tuple[Collected, Array]:
-            own = table_of() if by_table and shared is None else shared
-            table = behaviour(own, contexts) if by_table and own is not None else None
+        fresh, old = step % plan.period == 0, carry.collected
+
+        def refresh(table: Array | None) -> tuple[Collected, Array]:
             return over(Loop.refresh, 5)(loop, carry.params, carry.stats, table, contexts, step)
 
-        collected, stats = jax.lax.cond(step % plan.period == 0, fresh, lambda: (carry.collected, carry.stats))
+        def collect() -> tuple[Collected, Array]:
+            if not by_table:
+                return refresh(None)
+            return refresh(jax.lax.switch(plan.regime, sources(table_of() if shared is None else shared, contexts)))
+
+        if one.exact and shared is not None:
+            # Only the table comes out of a branch, which copies it: all else shares its passes with the gradient.
+            branches = [*sources(shared, contexts), lambda: old.old]
+            collected, stats = refresh(jax.lax.switch(jnp.where(fresh, plan.regime, 3), branches))
+            stay = lambda new, x: jnp.where(fresh, new, x)
+            baseline, scale = stay(collected.baseline, old.baseline), stay(collected.scale, old.scale)
+            collected, stats = collected._replace(baseline=baseline, scale=scale), stay(stats, carry.stats)
+        else:
+            collected, stats = jax.lax.cond(fresh, collect, lambda: (old, carry.stats))
         carry = carry._replace(collected=collected, stats=stats)
         return over(observe, 4, out=(axis, 0))(loop, carry, shared, contexts, step)
 

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 
 from bandit_pft.errors import ConfigError
 from bandit_pft.groups import ExactGroup, Group, best_of_n_weights
+from bandit_pft.kernels import logsumexp, total
 from bandit_pft.objectives.core import KL_ESTIMATES, Hyper, Logp, Loss, objective, safe_exp
 
 Table = Float[Array, " N"]
@@ -35,7 +36,8 @@ def _optimum(group: Group, beta: Hyper) -> Table:
     """log q, 0 on padding. Shifted before it is scaled: r / beta may be huge."""
     reference = _reference(group)
     reward = group.reward - _hide(group, group.reward, -jnp.inf).max()
-    return _hide(group, jax.nn.log_softmax(reference + _hide(group, reward, 0) / beta), 0)
+    tilted = reference + _hide(group, reward, 0) / beta
+    return _hide(group, tilted - logsumexp(tilted), 0)
 
 
 def _best(group: Group) -> tuple[Table, Table]:
@@ -45,7 +47,7 @@ def _best(group: Group) -> tuple[Table, Table]:
 
 
 def _kl(group: Group, p: Table, log_p: Table, log_q: Table) -> Loss:
-    return group.share * _hide(group, p * (log_p - log_q), 0).sum()
+    return group.share * total(_hide(group, p * (log_p - log_q), 0))
 
 
 @objective(family="distribution", paper="tajwar2024preference")
@@ -99,7 +101,7 @@ def alpha_divergence(logp: Logp, group: Group, *, beta: Hyper = 0.1, alpha: Hype
     grown = safe_exp(log_pi + scaled) - safe_exp(log_pi)
     near = safe_exp(log_pi) * jnp.expm1(jnp.where(small, scaled, 0))
     excess = jnp.where(flat, safe_exp(log_pi) * gain, jnp.where(small, near, grown) / power)
-    return group.share * _hide(group, excess, 0).sum() / alpha
+    return group.share * total(_hide(group, excess, 0)) / alpha
 
 
 @objective(family="distribution", paper="sessa2024bond")

@@ -26,7 +26,8 @@ def _gain(logp: Logp, group: Group) -> Float[Array, " N"]:
 
 
 def _logistic(x: Pairs, label_smoothing: Hyper = 0.0) -> Pairs:
-    return -(1 - label_smoothing) * log_sigmoid(x) - label_smoothing * log_sigmoid(-x)
+    # (1 - e) log sigmoid(x) + e log sigmoid(-x), with one logarithm: log sigmoid(-x) = log sigmoid(x) - x.
+    return label_smoothing * x - log_sigmoid(x)
 
 
 # --- the logistic loss ---------------------------------------------------------------------------------------------
@@ -68,8 +69,7 @@ def robust_dpo(logp: Logp, group: Group, *, beta: Hyper = 0.1, label_smoothing: 
     L = -mean over pairs [(1 - e) log sigmoid(beta lead) - e log sigmoid(-beta lead)] / (1 - 2 e)
     """
     x = beta * lead(_gain(logp, group))
-    loss = -(1 - label_smoothing) * log_sigmoid(x) + label_smoothing * log_sigmoid(-x)
-    return group.pair_mean(loss / (1 - 2 * label_smoothing))
+    return group.pair_mean(_logistic(x, -label_smoothing / (1 - 2 * label_smoothing)))
 
 
 @objective(family="preference", paper="pal2024smaug")
