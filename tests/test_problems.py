@@ -107,7 +107,7 @@ def test_regularised_optimum(name, beta, reward, distance):
     [("R4", (0.3135, 0.9153, 0.9987), (1.402, 3.613, 5.742)), ("R5", (0.9401, 0.9991, 1.0), (1.400, 3.400, 3.716))],
 )
 def test_best_of_ten_iterated_is_best_of_its_powers(name, rewards, distances):
-    # The dossier's distances break the ties of a symmetric peak by the action's number; shared ties stay closer.
+    # These distances break the ties of a symmetric peak by the action's number; shared ties stay closer.
     order = jnp.asarray(np.argsort(np.lexsort((np.arange(100), REWARD[name]))), float)
     shared = jnp.asarray(REWARD[name])
     once, chain = best_of_n_weights, jnp.asarray(REF)
