@@ -14,7 +14,7 @@ from bandit_pft.kernels import total
 
 
 def _weighted(logp: Array, x: Array) -> Array:
-    return total(jnp.where(jnp.isneginf(logp), 0, jnp.exp(logp) * jnp.where(jnp.isneginf(logp), 0, x)))
+    return total(jnp.exp(logp) * jnp.where(jnp.isneginf(logp), 0, x))
 
 
 def expected_reward(logp: Float[Array, "*S A"], reward: Float[Array, "*S A"]) -> Float[Array, "*S"]:

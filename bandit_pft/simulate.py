@@ -132,7 +132,7 @@ def guard(result: Any, rows: int, problem: Problem, method: Method) -> None:
     free = available_memory()
     if record > free:
         raise ResourceError(
-            f"recording {rows} runs needs {record / 1e9:.1f} GB, {free / 1e9:.1f} GB are free: "
+            f"the record needs {record / 1e9:.1f} GB, {free / 1e9:.1f} GB are free: "
             "record less often (every=...), use fewer seeds, or a probe that keeps less than whole distributions"
         )
     if pairs > free:

@@ -102,9 +102,11 @@ def sweep(
             first_bad[row.place] = bad[lane]
             for name, values in record.items():
                 here = values[:, lane]
-                # nan stands where a probe had no such value, as mass near the peak for some problems.
-                blank = np.nan if here.dtype.kind == "f" else 0
-                array = arrays.setdefault(name, np.full((*shape, *here.shape), blank, here.dtype))
+                if name not in arrays:
+                    # nan stands where a probe had no such value, as mass near the peak for some problems.
+                    blank = np.nan if here.dtype.kind == "f" else 0
+                    arrays[name] = np.full((*shape, *here.shape), blank, here.dtype)
+                array = arrays[name]
                 if array.shape[len(shape) :] != here.shape:
                     raise ShapeError(f"{name} has shape {here.shape} here and {array.shape[len(shape):]} elsewhere: "
                                      "sweep problems of different size separately")  # fmt: skip
@@ -138,7 +140,9 @@ def _door(
             if name not in NUMERIC and name not in method.objective.hyper:
                 known = (*NUMERIC, *method.objective.hyper)
                 raise ConfigError(f"grid: {method.name} has no {name!r}: {nearest(name, known)}")
-    return problem_list, method_list, [int(seed) if not isinstance(seed, bool) else seed for seed in seed_list], axes
+    for seed in seed_list:
+        check_seed(seed)
+    return problem_list, method_list, seed_list, axes
 
 
 class Tile(NamedTuple):
@@ -152,8 +156,6 @@ def _tiles(
     problems: list[Problem], methods: list[Method], seeds: list[int], axes: dict[str, list[float]],
     shape: tuple[int, ...], steps: int, probe: Probe, every: int, tile: int | None,
 ) -> list[Tile]:  # fmt: skip
-    for seed in seeds:
-        check_seed(seed)
     one_key = jax.ShapeDtypeStruct((), seed_keys([0]).dtype)
     # Names must not split a program; NumPy leaves are what tiles are stacked from.
     plain_problems = [jax.tree.map(np.asarray, dataclasses.replace(problem, name="-")) for problem in problems]
