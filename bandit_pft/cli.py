@@ -9,6 +9,7 @@ import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, get_args
 
 import jax
 import numpy as np
@@ -31,6 +32,8 @@ from bandit_pft.objectives.core import HYPER, Objective, Range
 from bandit_pft.policies import Policy, context_network, factorised, tabular, tabular_shared, transformer
 from bandit_pft.probes import distribution_probe, standard_probe
 from bandit_pft.problems import Problem
+from bandit_pft.simulate import OnNonfinite
+from bandit_pft.store import Worker
 from bandit_pft.sweep import save, sweep
 
 WRONG_INPUT = (ConfigError, DomainError, ShapeError, ResourceError, NumericsError, StoreError)
@@ -56,8 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except OSError as error:
             print(f"bandit-pft: {error.filename}: {error.strerror}", file=sys.stderr)
             return 2
-        except KeyboardInterrupt:
-            print("bandit-pft: stopped", file=sys.stderr)
+        except KeyboardInterrupt as error:
+            print(f"bandit-pft: {error or 'stopped'}", file=sys.stderr)
             return 130
 
 
@@ -99,6 +102,11 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     _add_folder(many, "--out", "results/sweep", "for figures, table and data")
     many.add_argument("--resume", action="store_true", help="go on where the same command was interrupted")
+    many.add_argument(
+        "--worker", default="0/1", metavar="K/N",
+        help="share the work with N - 1 other processes, here or elsewhere, that see the same folder: 0/N to (N-1)/N",
+    )  # fmt: skip
+    many.add_argument("--strict", action="store_true", help="refuse to go on with other versions or another machine")
 
     names = commands.add_parser("list", help="what there is: objectives, problems, presets")
     names.set_defaults(command=_list)
@@ -147,6 +155,10 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
     add("--reference", choices=("problem", "initial"), default="problem", help="the policy that the learner is held to")
     add("--steps", type=int, default=200, metavar="N", help="gradient steps (default: 200)")
     add("--seeds", type=int, default=5, metavar="N", help="random repetitions (default: 5)")
+    add(
+        "--on-nonfinite", choices=get_args(OnNonfinite), default="freeze",
+        help="what a run does that turns nan or infinite (default: freeze)",
+    )  # fmt: skip
 
 
 def _add_folder(parser: argparse.ArgumentParser, option: str, folder: str, what: str) -> None:
@@ -163,7 +175,7 @@ def _demo(options: argparse.Namespace) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     options.objectives, options.grid = _chosen(options), []
-    return _compare(options, "_".join(get_objective(name).name for name in options.objectives[:4]), store=None)
+    return _compare(options, "_".join(get_objective(name).name for name in options.objectives[:4]))
 
 
 def _chosen(options: argparse.Namespace) -> list[str]:
@@ -176,18 +188,19 @@ def _chosen(options: argparse.Namespace) -> list[str]:
 def _sweep(options: argparse.Namespace) -> int:
     if bool(options.preset) == bool(options.objectives or options.more):
         raise ConfigError("say either --preset NAME or one objective or more")
-    store = options.out / "runs"
-    if store.exists() and not options.resume:
+    store, worker = options.out / "runs", Worker.of(options.worker)
+    if store.exists() and not options.resume and worker.count == 1:
         raise StoreError(f"{store} exists: add --resume to go on, or choose another folder with --out")
+    keep = {"store": store, "worker": worker, "strict": options.strict}
     if options.preset:
         preset = paper.preset_named(options.preset)
-        ds = paper.run_preset(options.preset, seeds=options.seeds, steps=options.steps, store=store, progress=True)
+        ds = paper.run_preset(options.preset, seeds=options.seeds, steps=options.steps, progress=True, **keep)
         return _report(ds, options.out, options.preset, preset.problems, options.out)
     options.objectives = _chosen(options)
-    return _compare(options, "sweep", store)
+    return _compare(options, "sweep", **keep)
 
 
-def _compare(options: argparse.Namespace, name: str, store: Path | None) -> int:
+def _compare(options: argparse.Namespace, name: str, **keep: Any) -> int:
     problems = [paper.problem_named(problem, options.contexts) for problem in dict.fromkeys(options.problems)]
     objectives = [get_objective(objective) for objective in options.objectives]
     hyper = _hyper(objectives, _numbers("--hyper", options.hyper))
@@ -215,10 +228,10 @@ def _compare(options: argparse.Namespace, name: str, store: Path | None) -> int:
     # Whole distributions can be labelled together only where all problems have the same responses.
     whole = all(problem.length == 1 for problem in problems)
     ds = sweep(
-        problems, methods, seeds=range(options.seeds), steps=options.steps, store=store,
+        problems, methods, seeds=range(options.seeds), steps=options.steps, on_nonfinite=options.on_nonfinite,
         probe=distribution_probe if whole else standard_probe,
         grid={axis: _list_of_numbers(axis, values) for axis, values in _pairs("--grid", options.grid).items()},
-        progress=sys.stderr.isatty(),
+        progress=sys.stderr.isatty(), **keep,
     )  # fmt: skip
     return _report(ds, options.out, name, problems, options.out)
 
@@ -252,6 +265,10 @@ def _hyper(objectives: Sequence[Objective], given: Mapping[str, float]) -> dict[
 
 def _report(ds: xr.Dataset, folder: Path, name: str, problems: Sequence[Problem], data: Path) -> int:
     """Print the table, and leave table and figures in the folder, the data in another."""
+    if "tiles" in ds.attrs:
+        print(f"this worker is done; {ds.attrs['tiles']} tiles are finished. The one that ends last makes the figures; "
+              "or add --resume without --worker when all have ended.")  # fmt: skip
+        return 0
     axes = [str(dim) for dim in ds["expected_reward"].dims if dim not in plots.DIMS]
     saved = save(ds, data / f"{name}.nc")
     tables, stems = [], []

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+import math
+import operator
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import jax
@@ -35,9 +39,31 @@ class StoreError(RuntimeError):
     """A file of results that cannot be read, or does not belong here."""
 
 
+def devices() -> list[Any]:
+    """The devices of this process.
+
+    Raises:
+        ResourceError: JAX finds none of the kind that was asked for.
+    """
+    try:
+        return jax.local_devices()
+    except (RuntimeError, AssertionError) as error:
+        asked = os.environ.get("JAX_PLATFORMS", "")
+        raise ResourceError(
+            f"JAX found no device for JAX_PLATFORMS={asked!r}: install its plugin, as `pip install 'jax[cuda12]'`, or "
+            f"set JAX_PLATFORMS=cpu. JAX says: {str(error) or type(error).__name__}"
+        ) from None
+
+
 def is_traced(*values: Any) -> bool:
     """Whether any value is a tracer, so that its numbers cannot be looked at."""
     return any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(values))
+
+
+def shown(value: Any) -> str:
+    """A value as an error shows it: in one line, and not the whole of an array."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -56,10 +82,23 @@ def check_names(argument: str, given: Iterable[str], known: Iterable[str]) -> No
             raise ConfigError(f"{argument} has no {name!r}: {what}")
 
 
+def check_choice(argument: str, value: Any, known: Iterable[str]) -> None:
+    """Refuse anything but one of the names in `known`."""
+    known = tuple(known)
+    if not isinstance(value, str) or value not in known:
+        raise ConfigError(f"{argument} is {shown(value)}: {nearest(value, known)}")
+
+
+def _is_real(dtype: Any) -> bool:
+    return any(jax.numpy.issubdtype(dtype, kind) for kind in (jax.numpy.floating, jax.numpy.integer))
+
+
 def as_floats(argument: str, value: Any, *, shape: tuple[int | None, ...] | None = None) -> jax.Array:
     """A float array of exactly this shape (None: any size), finite or -inf-free as the caller checks."""
     if isinstance(value, jax.Array):
         array = value
+    elif np.ma.is_masked(value):
+        raise DomainError(f"{argument} is a masked array, whose hidden entries would count: fill or drop them first")
     else:
         try:
             array = np.asarray(value)
@@ -70,8 +109,11 @@ def as_floats(argument: str, value: Any, *, shape: tuple[int | None, ...] | None
                 f"{argument} is not a rectangular array of numbers: {error}. "
                 "Pad ragged rows and mask the padding with -inf logits."
             ) from error
-    if array.dtype.kind not in "fiu" and not jax.numpy.issubdtype(array.dtype, jax.numpy.floating):
-        raise TypeError(f"{argument} holds {array.dtype}; it must hold real numbers")
+    if not _is_real(array.dtype):
+        what = f"{array.dtype}"
+        if array.dtype == object and array.size:
+            what = f"{type(np.ravel(array)[0]).__name__} (object)"
+        raise TypeError(f"{argument} holds {what}; it must hold real numbers: pass an array or list of int or float")
     if jax.numpy.issubdtype(array.dtype, jax.numpy.floating) and array.dtype.itemsize < 4:
         raise DomainError(
             f"{argument} holds {array.dtype}, which cannot carry small probabilities: convert it to float32"
@@ -82,10 +124,17 @@ def as_floats(argument: str, value: Any, *, shape: tuple[int | None, ...] | None
     ):
         wanted = "(" + ", ".join("any" if n is None else str(n) for n in shape) + ")"
         raise ShapeError(f"{argument} has shape {array.shape}; it must be {wanted} and is never broadcast")
-    return jax.numpy.asarray(array, dtype=jax.dtypes.canonicalize_dtype(np.float64))
+    devices()
+    dtype = jax.dtypes.canonicalize_dtype(np.float64)
+    if isinstance(array, np.ndarray) and array.dtype.itemsize > dtype.itemsize:
+        large = np.isfinite(array) & (np.abs(array) > np.finfo(dtype).max)
+        if large.any():
+            place = tuple(int(i) for i in np.argwhere(large)[0])
+            raise DomainError(f"{argument}{list(place)} is {array[place]}, too large for {dtype}: change its unit")
+    return jax.numpy.asarray(array, dtype=dtype)
 
 
-def check_finite(argument: str, value: Any, *, allow_minus_inf: bool = False) -> None:
+def check_finite(argument: str, value: Any, *, allow_minus_inf: bool = False, advice: str = "") -> None:
     """Refuse nan and infinities, naming the first bad place. Traced values pass."""
     if is_traced(value):
         return
@@ -98,6 +147,7 @@ def check_finite(argument: str, value: Any, *, allow_minus_inf: bool = False) ->
         raise DomainError(
             f"{argument}{list(place)} is {array[place]}; it must be finite"
             + (" (or -inf to forbid an action)" if allow_minus_inf else "")
+            + (f": {advice}" if advice else "")
         )
 
 
@@ -112,40 +162,106 @@ def check_number(
     allow_inf: bool = False,
     advice: str = "",
 ) -> None:
-    """Refuse a number outside its range. Arrays are checked entry by entry, traced values pass."""
-    if is_traced(value):
-        return
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.generic, np.ndarray, jax.Array)):
-        raise TypeError(f"{argument} is {value!r}; it must be a number")
-    array = np.asarray(value)
-    if array.dtype.kind not in "fiu":
-        raise TypeError(f"{argument} is {value!r}; it must be a real number")
-    rules = []
-    good = ~np.isnan(array) if allow_inf else np.isfinite(array)
-    if above is not None:
-        good &= array > above
-        rules.append(f"greater than {above:g}")
-    if at_least is not None:
-        good &= array >= at_least
-        rules.append(f"at least {at_least:g}")
-    if at_most is not None:
-        good &= array <= at_most
-        rules.append(f"at most {at_most:g}")
-    if below is not None:
-        good &= array < below
-        rules.append(f"below {below:g}")
-    if not good.all():
-        worst = array if array.ndim == 0 else array[~good][0]
-        rule = " and ".join(rules) or "finite"
-        raise DomainError(f"{argument} is {worst}; it must be {rule}" + (f". {advice}" if advice else ""))
+    """Refuse all but one number in its range, as compiled code will hold it. A traced number passes."""
+    if type(value) not in (int, float):  # The rest costs more than the check.
+        kind = value.dtype if isinstance(value, (np.generic, np.ndarray, jax.Array)) else type(value)
+        if not _is_real(kind):
+            raise TypeError(f"{argument} is {shown(value)}; it must be a real number")
+        if np.shape(value):
+            raise ShapeError(f"{argument} has shape {np.shape(value)}; it must be one number: vmap over several")
+        if is_traced(value):
+            return
+    held = _held(float(value))
+    good = not math.isnan(held) and (allow_inf or math.isfinite(held))
+    rules = [] if good else ["finite"]
+    for limit, holds, words in (
+        (above, operator.gt, "greater than"),
+        (at_least, operator.ge, "at least"),
+        (at_most, operator.le, "at most"),
+        (below, operator.lt, "below"),
+    ):
+        if limit is not None:
+            good &= holds(held, limit)
+            rules.append(f"{words} {limit:g}")
+    if not good:
+        rounded = "" if math.isnan(held) or held == float(value) else f", which compiled code holds as {held:g}"
+        rule = " and ".join(rules)
+        raise DomainError(f"{argument} is {value}{rounded}; it must be {rule}" + (f". {advice}" if advice else ""))
+
+
+def _held(number: float) -> float:
+    """What compiled code makes of a number: rounded to the array type, and 0 below the smallest normal one."""
+    dtype = jax.dtypes.canonicalize_dtype(np.float64)
+    limits = np.finfo(dtype)
+    if abs(number) < float(limits.tiny):
+        return 0.0
+    if abs(number) > float(limits.max):
+        return math.copysign(math.inf, number)
+    return float(dtype.type(number))
 
 
 def check_integer(argument: str, value: Any, *, at_least: int, advice: str = "") -> None:
     """Refuse anything but a whole Python number of at least `at_least`."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise TypeError(f"{argument} is {value!r}; it must be a whole number of at least {at_least}")
+        raise TypeError(f"{argument} is {shown(value)}; it must be a whole number of at least {at_least}")
     if value < at_least:
         raise ConfigError(f"{argument} is {value}; it must be at least {at_least}" + (f". {advice}" if advice else ""))
+
+
+def check_key(argument: str, key: Any) -> None:
+    """Refuse what is not one JAX key. A traced key passes."""
+    if not isinstance(key, jax.Array) or not jax.numpy.issubdtype(key.dtype, jax.dtypes.prng_key):
+        what = f"an array of {key.dtype}" if isinstance(key, (np.ndarray, jax.Array)) else shown(key)
+        raise TypeError(f"{argument} is {what}; it must be a JAX key: jax.random.key(0)")
+    if key.shape:
+        raise ShapeError(f"{argument} has shape {key.shape}; it must be one key: vmap over several")
+
+
+def check_memory(what: str, needed: float, advice: str) -> None:
+    """Refuse what needs more bytes than are free, before they are asked for."""
+    free = available_memory()
+    if needed > free:
+        raise ResourceError(f"{what} needs {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free: {advice}")
+
+
+def available_memory() -> float:
+    """70 % of the bytes this process may still use: of the machine, or of its control group."""
+    limits = [math.inf]
+    try:
+        with open("/proc/meminfo") as lines:
+            limits += [1024 * float(line.split()[1]) for line in lines if line.startswith("MemAvailable")]
+        with open("/sys/fs/cgroup/memory.max") as most, open("/sys/fs/cgroup/memory.current") as used:
+            limits.append(float(most.read().replace("max", "inf")) - float(used.read()))
+    except (OSError, ValueError):
+        pass
+    if limits == [math.inf] and hasattr(os, "sysconf"):
+        limits.append(float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")))
+    return 0.7 * min(limits)
+
+
+TRACING = (
+    jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError, jax.errors.TracerIntegerConversionError,
+)  # fmt: skip
+
+
+@contextmanager
+def naming(what: str) -> Iterator[None]:
+    """Say which of the user's own functions failed, and what helps where the cause is tracing.
+
+    Args:
+        what: such as "objective my_loss fails".
+    """
+    try:
+        yield
+    except (ConfigError, ShapeError, DomainError, ResourceError):
+        raise  # Says already what to do.
+    except TRACING as error:
+        raise ConfigError(
+            f"{what}: it asks for a number that is not known yet, as `if reward > 0` does: use jnp.where in the place "
+            "of if, and jax.numpy in the place of numpy, float() and int()"
+        ) from error
+    except Exception as error:
+        raise ConfigError(f"{what}: {type(error).__name__}: {error}") from error
 
 
 def check_hyper(owner: str, given: Mapping[str, Any], known: Iterable[str]) -> None:

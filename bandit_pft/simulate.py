@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key, PyTree
 
-from bandit_pft.errors import ConfigError, ResourceError, check_integer
+from bandit_pft.errors import ConfigError, NumericsError, ResourceError, check_integer, is_traced, nearest
 from bandit_pft.groups import ExactGroup, Group, prepare
 from bandit_pft.kernels import levels, sample_from_uniform, total
 from bandit_pft.methods import Method, batch_sizes
@@ -26,6 +28,8 @@ from bandit_pft.objectives.core import batch_loss
 from bandit_pft.probes import Probe, State, standard_probe
 from bandit_pft.problems import Problem
 from bandit_pft.proxy import fit_proxy
+
+OnNonfinite = Literal["freeze", "raise", "keep"]
 
 PREDRAW = 1 << 22  # Uniforms per run drawn before the loop, at most: one large hash beats many small ones.
 
@@ -36,7 +40,7 @@ class Result(NamedTuple):
     Attributes:
         record: the probe's values with a leading axis: before step 0, `every`, 2 `every`, ..., and after the last.
         params: final parameters.
-        first_bad_step: the step at which the run turned non-finite and was frozen, -1 for a healthy run.
+        first_bad_step: the step at which the run turned non-finite, -1 for a healthy run.
     """
 
     record: PyTree
@@ -52,6 +56,7 @@ def simulate(
     steps: int,
     probe: Probe = standard_probe,
     every: int = 1,
+    on_nonfinite: OnNonfinite = "freeze",
 ) -> Result:
     """Run one method on one problem.
 
@@ -60,20 +65,29 @@ def simulate(
         steps: gradient steps; must be a multiple of `every`.
         probe: decides what is recorded; see `State`. Make it once: it is compared by identity.
         every: record every so many steps.
+        on_nonfinite: a run whose loss or force is not finite stays where it is ("freeze"), goes on ("keep"), or raises
+            when it ends. Frozen and kept ones warn. Under jit and vmap nothing is told: look at `first_bad_step`.
 
     Returns:
         A `Result`; `record` holds steps / every + 1 rows.
 
     Raises:
         ConfigError, TypeError: an option that does not fit. DomainError: a value out of range.
-        ResourceError: the record would not fit into memory (refused before anything runs).
+        ResourceError: the run would not fit into memory (refused before it starts). NumericsError: as asked for.
     """
-    check_run(problem, method, steps, every)
+    check_run(problem, method, steps, every, on_nonfinite)
     if not isinstance(key, jax.Array):
         key = seed_key(key)
-    arguments = problem, method, key, Plan(*map(np.int32, plan(problem, method)))
-    guard(run_jit.eval_shape(*arguments, steps=steps, probe=probe, every=every), 1, problem, method)
-    return run_jit(*arguments, steps=steps, probe=probe, every=every)
+    arguments = problem, method, key, plan(problem, method, on_nonfinite)
+    settings = {"steps": steps, "probe": probe, "every": every}
+    guard(run_jit.eval_shape(*arguments, **settings), 1, problem, method)
+    if is_traced(arguments):
+        return run_jit(*arguments, **settings)
+    guard_program(run_jit.lower(*arguments, **settings).compile(), 1, method.name)
+    with explained(method.name):
+        result = run_jit(*arguments, **settings)
+        report(np.asarray([result.first_bad_step]), ["run"], [[method.name]], on_nonfinite)
+    return result
 
 
 def seed_key(seed: Any) -> Key[Array, ""]:
@@ -95,8 +109,10 @@ def check_seed(seed: Any) -> None:
         raise ConfigError(f"seed is {seed!r}; it must be a whole number from 0 to 4294967295")
 
 
-def check_run(problem: Problem, method: Method, steps: int, every: int) -> None:
+def check_run(problem: Problem, method: Method, steps: int, every: int, on_nonfinite: str = "freeze") -> None:
     """Refuse what does not fit together, before anything is compiled."""
+    if on_nonfinite not in get_args(OnNonfinite):
+        raise ConfigError(f"on_nonfinite is {on_nonfinite!r}: {nearest(on_nonfinite, get_args(OnNonfinite))}")
     if not isinstance(problem, Problem):
         raise TypeError(f"problem is {problem!r}; make one with bandit(...) or paper_bandit('R4')")
     if not isinstance(method, Method):
@@ -140,6 +156,55 @@ def guard(result: Any, rows: int, problem: Problem, method: Method) -> None:
             f"{method.name}: all pairs of {responses} responses need {pairs / 1e9:.1f} GB, "
             f"{free / 1e9:.1f} GB are free: use data='sampled' with fewer num_responses"
         )
+
+
+def guard_program(program: Any, at_once: int, name: str) -> None:
+    """Refuse a compiled program that needs more memory than is free, by the compiler's own figures.
+
+    Args:
+        at_once: how many of it run side by side.
+
+    Raises:
+        ResourceError: with the bytes and what to change.
+    """
+    figures = program.memory_analysis()
+    if figures is None:  # Not every platform tells.
+        return
+    needed = at_once * (figures.temp_size_in_bytes + figures.output_size_in_bytes - figures.alias_size_in_bytes)
+    free = available_memory()
+    if needed > free:
+        raise ResourceError(
+            f"{name}: the compiled program needs {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free: use fewer "
+            "num_responses, prompts or contexts, a smaller tile, or record less often (every=...)"
+        )
+
+
+@contextmanager
+def explained(name: str) -> Iterator[None]:
+    """Turn the device's own report of full memory into one that says what to do."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise ResourceError(
+            f"{name}: the device ran out of memory: use fewer num_responses, prompts or contexts, a smaller "
+            f"tile, or record less often (every=...). The device says: {str(error).splitlines()[0]}"
+        ) from error
+
+
+def report(first_bad_step: np.ndarray, dims: Sequence[str], labels: Sequence[Sequence[Any]], on_nonfinite: str) -> None:
+    """One line about the runs that turned non-finite, if there are any: a warning, or an error where asked for."""
+    places = np.argwhere(first_bad_step >= 0)
+    if not places.size:
+        return
+    place = tuple(min(places, key=lambda place: first_bad_step[tuple(place)]))
+    where = ", ".join(f"{dim}={names[i]}" for dim, names, i in zip(dims, labels, place, strict=True))
+    line = f"{len(places)} of {first_bad_step.size} runs diverged (first: {where}, step {first_bad_step[place]})"
+    if on_nonfinite == "raise":
+        raise NumericsError(f"{line}: lower the learning rate, or the scale of the rewards")
+    what = "frozen there" if on_nonfinite == "freeze" else "kept going"
+    warnings.warn(f"{line}; they were {what}", stacklevel=3)
 
 
 def available_memory() -> float:
@@ -188,13 +253,7 @@ class Carry(NamedTuple):
     first_bad_step: Array
 
 
-@partial(
-    jax.tree_util.register_dataclass,
-    data_fields=("problem", "method", "params", "order", "proxy", "draws", "step_key"),
-    meta_fields=(),
-)
-@dataclass(frozen=True)
-class Loop:
+class Loop(NamedTuple):
     """One run before its first step: everything that gradient steps read and do not change.
 
     `params` are the initial ones, `proxy` the fitted reward per token or None, `draws` the randomness of all steps
@@ -222,9 +281,9 @@ class Loop:
             table = loop.data_table(chosen) if loop.enumerable else None
             data = loop.collect(loop.params, table, chosen, jnp.zeros(()), loop.draw(jnp.asarray(0)))
             model = fit_proxy(method.proxy, prepare(loop.groups(data, chosen)), problem.num_tokens, proxy_key)
-            loop = replace(loop, proxy=model)
+            loop = loop._replace(proxy=model)
         if loop.by_table and (steps + 1) * prompts * levels(problem.num_responses) * method.num_responses <= PREDRAW:
-            loop = replace(loop, draws=jax.vmap(loop.draw)(jnp.arange(steps + 1)))
+            loop = loop._replace(draws=jax.vmap(loop.draw)(jnp.arange(steps + 1)))
         return loop
 
     # --- tables and log-probabilities ------------------------------------------------------------------------------
@@ -427,7 +486,7 @@ class Loop:
         return collected._replace(baseline=baseline, scale=scale), stats
 
     def learn(
-        self, carry: Carry, table: Array | None, contexts: Array, step: Array, live: Array
+        self, carry: Carry, table: Array | None, contexts: Array, step: Array, live: Array, freeze: Array
     ) -> tuple[Carry, State]:
         """One gradient step on the collection in hand, taken when live; and what a probe sees before it.
 
@@ -458,7 +517,7 @@ class Loop:
             rate = rate * method.schedule(step)
         healthy = jnp.isfinite(total(slope.sum(-1)).sum() + loss)
         first_bad = jnp.where((carry.first_bad_step < 0) & ~healthy, step, carry.first_bad_step)
-        keep = lambda new, old: jnp.where(live & (first_bad < 0), new, old)
+        keep = lambda new, old: jnp.where(live & ((first_bad < 0) | ~freeze), new, old)
         moved = jax.tree.map(lambda p, u: keep(p + rate.astype(p.dtype) * u, p), params, update)
         everything = jnp.arange(self.problem.num_contexts)
         listed = lambda f: f() if self.enumerable else None
@@ -492,71 +551,72 @@ class Plan(NamedTuple):
 
     `period`: gradient steps from one collection to the next, reuse * B / M, at most 2^30 (collect once).
     `regime`: 0 all responses from the learner, 1 all from the data, 2 a mixture.
+    `freeze`: whether a run that turned non-finite stays as it was.
     """
 
     period: Any
     regime: Any
+    freeze: Any
 
 
-def plan(problem: Problem, method: Method) -> Plan:
-    """The plan of one run, in whole Python numbers."""
+def plan(problem: Problem, method: Method, on_nonfinite: OnNonfinite = "freeze") -> Plan:
+    """The plan of one run, in plain numbers."""
     prompts, minibatch = batch_sizes(problem, method)
     fraction = float(method.on_policy)
     period = int(min(float(method.reuse) * (prompts // minibatch), 2.0**30))
-    return Plan(period, 0 if fraction >= 1 else 1 if fraction <= 0 else 2)
+    return Plan(np.int32(period), np.int32(0 if fraction >= 1 else 1 if fraction <= 0 else 2),
+                np.bool_(on_nonfinite != "keep"))  # fmt: skip
 
 
-def run(
-    problem: Problem,
-    method: Method,
-    key: Array,
-    plan: Plan,
-    *,
-    steps: int,
-    probe: Probe,
-    every: int,
-    axis: int | None = None,
-) -> Result:
-    """The unchecked body of `simulate`, to be transformed by jit.
+class Progress(NamedTuple):
+    """A run, or a batch of them, on its way: rows recorded so far, and all that the next step needs."""
 
-    Args:
-        axis: None for one run. Otherwise every leaf of problem, method and key carries many runs along this axis, and
-            the plan is theirs together. The loop and its branches are outside and the runs inside, so that a branch
-            stays a branch.
+    row: Array
+    carry: Carry
+    record: PyTree
+
+
+@partial(
+    jax.tree_util.register_dataclass, data_fields=("loop", "plan"), meta_fields=("steps", "probe", "every", "batched")
+)
+@dataclass(frozen=True)
+class Course:
+    """One run, or many of one structure side by side: what `begin` prepares and `proceed` follows.
+
+    Many: every leaf of `loop` carries them along axis 0, and the plan is theirs together. The loop over steps and its
+    branches are outside and the runs inside, so that a branch stays a branch.
     """
 
-    def over(f: Any, *shared: int, out: Any = axis) -> Any:
-        """f over all runs; `shared` are the positions of arguments without the axis."""
-        if axis is None:
+    loop: Loop
+    plan: Plan
+    steps: int
+    probe: Probe
+    every: int
+    batched: bool
+
+    def over(self, f: Any, *shared: int) -> Any:
+        """f over all runs; `shared` are the positions of arguments that all have in common."""
+        if not self.batched:
             return f
-        return lambda *args: jax.vmap(
-            f, in_axes=tuple(None if i in shared else axis for i in range(len(args))), out_axes=out
-        )(*args)
+        return lambda *args: jax.vmap(f, in_axes=tuple(None if i in shared else 0 for i in range(len(args))))(*args)
 
-    loop = over(partial(Loop.make, steps=steps))(problem, method, key)
-    one = loop if axis is None else jax.tree.map(lambda x: jax.lax.index_in_dim(x, 0, axis, keepdims=False), loop)
-    single, by_table = one.enumerable and one.problem.length == 1, one.exact or one.by_table
-    prompts, minibatch = batch_sizes(one.problem, one.method)
-
-    def sources(own: Array, contexts: Array) -> list[Callable[[], Array]]:
-        """The table of the policy that responses come from, by regime."""
-        data = lambda: over(Loop.data_table)(loop, contexts)
-        mixed = lambda: over(lambda loop, own, data: mixture(own, data, loop.method.on_policy))(loop, own, data())
-        return [lambda: own, data, mixed]
-
-    def observe(
-        loop: Loop, carry: Carry, table: Array | None, contexts: Array, step: Array
-    ) -> tuple[Carry, dict[str, Array]]:
-        new, state = loop.learn(carry, table, contexts, step, step < steps)
-        return new, dict(probe(loop.problem, state))
-
-    def advance(carry: Carry, step: Array) -> tuple[Carry, dict[str, Array]]:
+    def advance(self, carry: Carry, step: Array) -> tuple[Carry, dict[str, Array]]:
+        """Collect if it is time to, note what the probe sees, and take one gradient step."""
+        loop, plan, over = self.loop, self.plan, self.over
+        one = jax.tree.map(lambda x: x[0], loop) if self.batched else loop
+        single, by_table = one.enumerable and one.problem.length == 1, one.exact or one.by_table
+        prompts, minibatch = batch_sizes(one.problem, one.method)
         contexts = over(Loop.contexts, 1, 2)(loop, step, plan.period)
         table_of = lambda: over(Loop.learner_table)(loop, carry.params, contexts)
         # Where gradient and collection need the same table, it is made once, outside the branch.
         shared = table_of() if single and minibatch == prompts else None
-
         fresh, old = step % plan.period == 0, carry.collected
+
+        def sources(own: Array) -> list[Callable[[], Array]]:
+            """The table of the policy that responses come from, by regime."""
+            data = lambda: over(Loop.data_table)(loop, contexts)
+            mixed = lambda: over(lambda loop, own, data: mixture(own, data, loop.method.on_policy))(loop, own, data())
+            return [lambda: own, data, mixed]
 
         def refresh(table: Array | None) -> tuple[Collected, Array]:
             return over(Loop.refresh, 5)(loop, carry.params, carry.stats, table, contexts, step)
@@ -564,30 +624,65 @@ def run(
         def collect() -> tuple[Collected, Array]:
             if not by_table:
                 return refresh(None)
-            return refresh(jax.lax.switch(plan.regime, sources(table_of() if shared is None else shared, contexts)))
+            return refresh(jax.lax.switch(plan.regime, sources(table_of() if shared is None else shared)))
 
         if one.exact and shared is not None:
             # Only the table comes out of a branch, which copies it: all else shares its passes with the gradient.
-            branches = [*sources(shared, contexts), lambda: old.old]
+            branches = [*sources(shared), lambda: old.old]
             collected, stats = refresh(jax.lax.switch(jnp.where(fresh, plan.regime, 3), branches))
             stay = lambda new, x: jnp.where(fresh, new, x)
             baseline, scale = stay(collected.baseline, old.baseline), stay(collected.scale, old.scale)
             collected, stats = collected._replace(baseline=baseline, scale=scale), stay(stats, carry.stats)
         else:
             collected, stats = jax.lax.cond(fresh, collect, lambda: (old, carry.stats))
+
+        def observe(loop: Loop, carry: Carry, table: Array | None, contexts: Array) -> tuple[Carry, dict[str, Array]]:
+            new, state = loop.learn(carry, table, contexts, step, step < self.steps, plan.freeze)
+            return new, dict(self.probe(loop.problem, state))
+
         carry = carry._replace(collected=collected, stats=stats)
-        return over(observe, 4, out=(axis, 0))(loop, carry, shared, contexts, step)
-
-    def chunk(carry: Carry, step: Array) -> tuple[Carry, Any]:
-        new, record = advance(carry, step)
-        if every > 1:
-            until = jnp.minimum(step + every, steps)
-            new = jax.lax.fori_loop(step + 1, until, lambda i, c: advance(c, i)[0], new)
-        return new, record
-
-    # One step more than asked for: it is recorded and not taken, which spares a second copy of the program.
-    carry, record = jax.lax.scan(chunk, over(Loop.start)(loop), jnp.arange(0, steps + 1, every))
-    return Result(record, carry.params, carry.first_bad_step)
+        return over(observe)(loop, carry, shared, contexts)
 
 
-run_jit = jax.jit(run, static_argnames=("steps", "probe", "every", "axis"))
+def begin(
+    problem: Problem, method: Method, key: Array, plan: Plan, *, steps: int, probe: Probe, every: int,
+    batched: bool = False,
+) -> tuple[Course, Progress]:  # fmt: skip
+    """A run before its first step, with room for the record; many, where problem, method and key are stacked."""
+    make = partial(Loop.make, steps=steps)
+    loop = jax.vmap(make)(problem, method, key) if batched else make(problem, method, key)
+    course = Course(loop, plan, steps, probe, every, batched)
+    carry = course.over(Loop.start)(loop)
+    _, seen = jax.eval_shape(course.advance, carry, jnp.asarray(0))
+    blank = jax.tree.map(lambda x: jnp.zeros((steps // every + 1, *x.shape), x.dtype), seen)
+    return course, Progress(jnp.asarray(0), carry, blank)
+
+
+def proceed(course: Course, progress: Progress, until: Any) -> Progress:
+    """Go on until this many rows are recorded, in one call or in several: the bits are the same."""
+
+    def row(i: Array, progress: Progress) -> Progress:
+        step = i * course.every
+        carry, seen = course.advance(progress.carry, step)
+        if course.every > 1:
+            end = jnp.minimum(step + course.every, course.steps)
+            carry = jax.lax.fori_loop(step + 1, end, lambda j, c: course.advance(c, j)[0], carry)
+        record = jax.tree.map(lambda rows, x: rows.at[i].set(x), progress.record, seen)
+        return Progress(i + 1, carry, record)
+
+    # A run ends one step after the last: it is recorded and not taken, which spares a second copy of the program.
+    return jax.lax.fori_loop(progress.row, until, row, progress)
+
+
+def run(
+    problem: Problem, method: Method, key: Array, plan: Plan, *, steps: int, probe: Probe, every: int
+) -> Result:  # fmt: skip
+    """The unchecked body of `simulate`, to be transformed by jit and vmap."""
+    course, progress = begin(problem, method, key, plan, steps=steps, probe=probe, every=every)
+    done = proceed(course, progress, steps // every + 1)
+    return Result(done.record, done.carry.params, done.carry.first_bad_step)
+
+
+begin_jit = jax.jit(begin, static_argnames=("steps", "probe", "every", "batched"))
+proceed_jit = jax.jit(proceed)
+run_jit = jax.jit(run, static_argnames=("steps", "probe", "every"))

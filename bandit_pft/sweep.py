@@ -2,41 +2,60 @@
 
 Runs of one static structure share a program. They go through it in tiles of fixed width: the bits of a run depend on
 the width of the batch it sits in, so the width is fixed by the shapes of problem and policy and never by what else is
-in the sweep, on which device a tile runs, or in which order.
+in the sweep, on which device a tile runs, in which process, in which order, or in how many pieces.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import functools
 import hashlib
-import io
 import itertools
 import json
 import math
 import os
-import platform
+import signal
+import sys
+import threading
+import time
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+import pandas as pd
 import xarray as xr
 
-from bandit_pft.errors import ConfigError, NumericsError, ShapeError, StoreError, check_integer, nearest
-from bandit_pft.methods import NUMERIC, Method
+from bandit_pft import store as files
+from bandit_pft.errors import ConfigError, ResourceError, ShapeError, StoreError, check_integer, devices, nearest
+from bandit_pft.methods import ADAM, NUMERIC, SGD, Method
 from bandit_pft.metrics import UNITS
 from bandit_pft.probes import Probe, standard_probe
 from bandit_pft.problems import Problem
-from bandit_pft.simulate import Plan, check_run, check_seed, guard, plan, run_jit, seed_keys
+from bandit_pft.simulate import (
+    OnNonfinite,
+    Plan,
+    Progress,
+    begin_jit,
+    check_run,
+    check_seed,
+    explained,
+    guard,
+    guard_program,
+    plan,
+    proceed_jit,
+    report,
+    seed_keys,
+)
+from bandit_pft.store import Store, Worker
 
-FORMAT = 1
+MOST_RUNS = 1_000_000
+SEGMENT = 0.5  # Seconds between two looks at whether to stop.
+CHECKPOINT = 60.0  # Seconds of work that a killed writer may lose, about.
 
 
 class Row(NamedTuple):
@@ -59,8 +78,10 @@ def sweep(
     grid: Mapping[str, Sequence[float]] | None = None,
     tile: int | None = None,
     progress: bool = False,
+    on_nonfinite: OnNonfinite = "freeze",
     store: str | Path | None = None,
-    on_nonfinite: Literal["freeze", "raise"] = "freeze",
+    worker: str | tuple[int, int] = "0/1",
+    strict: bool = False,
 ) -> xr.Dataset:
     """Run every method on every problem, for every seed and every point of the grid.
 
@@ -73,47 +94,54 @@ def sweep(
             on_policy = 0 with reuse = 1 draws fresh data from the reference at every step.
         tile: runs per compiled batch; part of a run's identity. Default: by the size of the problem alone.
         progress: show a bar with the time left.
-        store: folder for finished tiles; the same call again goes on where it was interrupted.
-        on_nonfinite: runs that turn non-finite are frozen and reported in one warning, or raise.
+        on_nonfinite: as in `simulate`; all runs are reported in one line.
+        store: folder for finished tiles. Interrupted in any way, the same call goes on and ends with the same bits.
+        worker: "k/n" makes this call the k-th of n that share the store: it does every n-th tile.
+        strict: refuse to go on in a store that was begun with other versions or on another machine; otherwise warn.
 
     Returns:
         Dimensions problem, algorithm (the methods' names; xarray keeps the word `method` of `.sel` for itself), the
         grid's axes, seed, step, and whatever the probe's values have. `step` counts gradient steps taken.
         `first_bad_step` is -1 for healthy runs. `reward_queries` counts the responses labelled so far (nan for exact
-        data). Attributes hold versions, seeds and the configuration.
+        data). Attributes hold configuration and provenance. With a worker among several, runs of tiles that are not
+        finished are nan, and the attribute `tiles` says how many there are.
 
     Raises:
         ConfigError, DomainError, TypeError, ResourceError: before anything runs. StoreError: `store` belongs to
-        another sweep. NumericsError: a run turned non-finite and `on_nonfinite="raise"`.
+        another sweep or writer, is damaged or full. NumericsError: a run turned non-finite and
+        `on_nonfinite="raise"`. KeyboardInterrupt: on Ctrl-C, saying how to go on; SystemExit: on SIGTERM, likewise.
     """
     problem_list, method_list, seed_list, axes = _door(problems, methods, seeds, grid)
-    if on_nonfinite not in ("freeze", "raise"):
-        raise ConfigError(f"on_nonfinite is {on_nonfinite!r}: {nearest(on_nonfinite, ('freeze', 'raise'))}")
+    here = Worker.of(worker)
+    if here.count > 1 and store is None:
+        raise ConfigError(f"worker is {worker!r} without a store: give all workers the same folder, store=...")
     if tile is not None:
         check_integer("tile", tile, at_least=1)
-    shape = (len(problem_list), len(method_list), *(len(values) for values in axes.values()), len(seed_list))
-    jobs = _tiles(problem_list, method_list, seed_list, axes, shape, steps, probe, every, tile)
-    results = _run_all(jobs, partial(_run_tile, steps=steps, probe=probe, every=every), progress, steps, store)
-
-    arrays: dict[str, np.ndarray] = {}
-    first_bad = np.full(shape, -1, np.int32)
-    for job, (record, bad) in zip(jobs, results, strict=True):
-        for lane, row in enumerate(job.rows):
-            first_bad[row.place] = bad[lane]
-            for name, values in record.items():
-                here = values[:, lane]
-                if name not in arrays:
-                    # nan stands where a probe had no such value, as mass near the peak for some problems.
-                    blank = np.nan if here.dtype.kind == "f" else 0
-                    arrays[name] = np.full((*shape, *here.shape), blank, here.dtype)
-                array = arrays[name]
-                if array.shape[len(shape) :] != here.shape:
-                    raise ShapeError(f"{name} has shape {here.shape} here and {array.shape[len(shape):]} elsewhere: "
-                                     "sweep problems of different size separately")  # fmt: skip
-                array[row.place] = here
-    data = _dataset(arrays, first_bad, problem_list, method_list, seed_list, axes, steps, every)
-    _report(data, on_nonfinite)
+    frame = _frame(problem_list, method_list, seed_list, axes, steps, every)
+    shape = _shape(frame)
+    if math.prod(shape) > MOST_RUNS:
+        raise ResourceError(f"the sweep has {math.prod(shape):,} runs ({' x '.join(map(str, shape))}), and one takes "
+                            f"at most {MOST_RUNS:,}: use fewer seeds or grid values, or several sweeps")  # fmt: skip
+    settings = {"steps": steps, "probe": probe, "every": every, "batched": True}
+    tiles, room = _tiles(problem_list, method_list, seed_list, axes, shape, settings, tile, on_nonfinite)
+    configuration = _configuration(problem_list, method_list, frame, tiles, settings)
+    if store is None:
+        results = _run_all(tiles, settings, range(len(tiles)), None, progress)
+        data = _dataset(frame, results, configuration, files.provenance())
+    else:
+        configuration["programs"] = _digests(tiles, settings)
+        manifest = {"tiles": len(tiles), "configuration": configuration, "frame": frame}
+        warn = _refuse if strict else lambda line: warnings.warn(line, stacklevel=6)
+        with files.opened(Path(store), manifest, here, room=room, warn=warn) as opened:
+            _run_all(tiles, settings, range(here.index, len(tiles), here.count), opened, progress)
+            data = _loaded(opened)
+    bad = data["first_bad_step"]
+    report(bad.values, [str(dim) for dim in bad.dims], [list(data[dim].values) for dim in bad.dims], on_nonfinite)
     return data
+
+
+def _refuse(line: str) -> None:
+    raise StoreError(f"{line}. Choose another folder, or go on with strict=False")
 
 
 def _door(
@@ -150,12 +178,24 @@ class Tile(NamedTuple):
 
     rows: tuple[Row, ...]
     width: int
+    on_nonfinite: OnNonfinite
+    program: str  # Named after the first run that it is for.
+
+    def inputs(self) -> tuple[Any, ...]:
+        """The tile's problems, methods and keys, stacked, and their plan; a short tile repeats its first run."""
+        rows = [*self.rows, *[self.rows[0]] * (self.width - len(self.rows))]
+        stack = lambda *leaves: np.stack([np.asarray(x) for x in leaves])
+        problem = jax.tree.map(stack, *(row.problem for row in rows))
+        method = jax.tree.map(stack, *(row.method for row in rows))
+        keys = seed_keys([row.seed for row in rows])
+        return problem, method, keys, plan(rows[0].problem, rows[0].method, self.on_nonfinite)
 
 
 def _tiles(
     problems: list[Problem], methods: list[Method], seeds: list[int], axes: dict[str, list[float]],
-    shape: tuple[int, ...], steps: int, probe: Probe, every: int, tile: int | None,
-) -> list[Tile]:  # fmt: skip
+    shape: tuple[int, ...], settings: dict[str, Any], tile: int | None, on_nonfinite: OnNonfinite,
+) -> tuple[list[Tile], float]:  # fmt: skip
+    """All runs, sorted into tiles, and the bytes that their results take on disk. Nothing is compiled."""
     one_key = jax.ShapeDtypeStruct((), seed_keys([0]).dtype)
     # Names must not split a program; NumPy leaves are what tiles are stacked from.
     plain_problems = [jax.tree.map(np.asarray, dataclasses.replace(problem, name="-")) for problem in problems]
@@ -165,30 +205,39 @@ def _tiles(
         key = (
             jax.tree.structure((plain_problems[p], method)),
             tuple(x.shape for x in jax.tree.leaves(plain_problems[p])),
-            plan(problems[p], method),
+            tuple(map(int, plan(problems[p], method))),
         )
         rows = [Row((p, m, *point, s), plain_problems[p], method, seed) for s, seed in enumerate(seeds)]
         groups.setdefault(key, []).extend(rows)
-    jobs, total = [], 0
+    tiles: list[Tile] = []
+    shapes: dict[str, tuple[int, ...]] = {}
+    room = 0.0
     for rows in groups.values():
-        named = methods[rows[0].place[1]], problems[rows[0].place[0]]
-        check_run(named[1], named[0], steps, every)
+        p, m, *point = rows[0].place[:-1]
+        problem, method = problems[p], methods[m]
+        check_run(problem, method, settings["steps"], settings["every"], on_nonfinite)
         params = jax.tree.leaves(jax.eval_shape(rows[0].method.policy.init, one_key, rows[0].problem))
         size = sum(x.size for x in params)
         width = tile or (32 if size <= 4096 else max(1, min(8, 65536 // size)))
-        tiles = [Tile(tuple(rows[i : i + width]), width) for i in range(0, len(rows), width)]
-        shape_of = lambda x, rows=width: jax.ShapeDtypeStruct(
-            (rows, *np.shape(x)), jax.dtypes.canonicalize_dtype(np.asarray(x).dtype)
-        )
-        problem, method = jax.tree.map(shape_of, (rows[0].problem, rows[0].method))
-        keys = jax.ShapeDtypeStruct((width,), one_key.dtype)
-        whole = jax.ShapeDtypeStruct((), np.int32)
-        settings = {"steps": steps, "probe": probe, "every": every, "axis": 0}
-        result = run_jit.eval_shape(problem, method, keys, Plan(whole, whole), **settings)
-        total += len(tiles)
-        guard(result.record, total, named[1], named[0])
-        jobs += tiles
-    return jobs
+        at_point = [f"{axis}={values[i]:g}" for (axis, values), i in zip(axes.items(), point, strict=True)]
+        program = "/".join([problem.name, method.name, *at_point])
+        more = [Tile(tuple(rows[i : i + width]), width, on_nonfinite, program) for i in range(0, len(rows), width)]
+        tiles += more
+        stacked = jax.tree.map(partial(_stacked, width), (rows[0].problem, rows[0].method))
+        keys, whole = jax.ShapeDtypeStruct((width,), one_key.dtype), jax.ShapeDtypeStruct((), np.int32)
+        flag = jax.ShapeDtypeStruct((), np.bool_)
+        _, begun = begin_jit.eval_shape(*stacked, keys, Plan(whole, whole, flag), **settings)
+        guard(begun.record, len(tiles), problem, method)
+        room += len(more) * sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(begun))
+        for name, x in begun.record.items():
+            if shapes.setdefault(name, x.shape[2:]) != x.shape[2:]:
+                raise ShapeError(f"{name} has shape {x.shape[2:]} for {problem.name} and {shapes[name]} elsewhere: "
+                                 "sweep problems of different size separately")  # fmt: skip
+    return tiles, room
+
+
+def _stacked(width: int, x: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((width, *np.shape(x)), jax.dtypes.canonicalize_dtype(np.asarray(x).dtype))
 
 
 def _at(method: Method, axes: dict[str, list[float]], point: Sequence[int]) -> dict[str, Any]:
@@ -199,171 +248,263 @@ def _at(method: Method, axes: dict[str, list[float]], point: Sequence[int]) -> d
     return {**own, "hyper": {**method.hyper, **hyper}}
 
 
-def _inputs(job: Tile) -> tuple[Any, ...]:
-    """The tile's problems, methods and keys, stacked; a short tile repeats its first run."""
-    rows = [*job.rows, *[job.rows[0]] * (job.width - len(job.rows))]
-    stack = lambda *leaves: np.stack([np.asarray(x) for x in leaves])
-    problem = jax.tree.map(stack, *(row.problem for row in rows))
-    method = jax.tree.map(stack, *(row.method for row in rows))
-    keys = seed_keys([row.seed for row in rows])
-    return problem, method, keys, Plan(*map(np.int32, plan(rows[0].problem, rows[0].method)))
+def _digests(tiles: list[Tile], settings: dict[str, Any]) -> dict[str, str]:
+    """What each program computes, so that a changed objective is not taken for the one that was begun."""
+    both = lambda *inputs: proceed_jit(*begin_jit(*inputs, **settings), np.int32(1))
+    found: dict[str, str] = {}
+    for tile in tiles:
+        if tile.program not in found:
+            text = jax.jit(both).lower(*tile.inputs()).as_text()
+            found[tile.program] = hashlib.sha256(text.encode()).hexdigest()[:16]
+    return found
 
 
-def _run_tile(job: Tile, device: Any, *, steps: int, probe: Probe, every: int) -> tuple[dict[str, np.ndarray], Any]:
-    with jax.default_device(device):
-        result = run_jit(*_inputs(job), steps=steps, probe=probe, every=every, axis=0)
-        return {name: np.asarray(x) for name, x in result.record.items()}, np.asarray(result.first_bad_step)
+# --- running ---------------------------------------------------------------------------------------------------------
+def _run_all(
+    tiles: list[Tile], settings: dict[str, Any], numbers: range, store: Store | None, progress: bool
+) -> list[dict[str, np.ndarray]]:
+    """Run the tiles of these numbers; the results in order, unless a store holds them.
+
+    Two threads or more compile and run side by side, and look every so often whether to stop.
+    """
+    places = devices()
+    threads = max(len(places), min(os.cpu_count() or 1, 4))
+    todo = [n for n in numbers if store is None or not store.path(n).exists()]
+    stop = threading.Event()
+    total = sum(len(tiles[n].rows) for n in numbers) * max(settings["steps"], 1)
+    with _bar(total if progress else None) as tick, _terminable(store is not None):
+        tick(total - sum(len(tiles[n].rows) for n in todo) * max(settings["steps"], 1))
+
+        compiled: dict[str, Future[None]] = {}
+        pace: dict[str, int] = {}
+
+        def ready(number: int) -> None:
+            """Compile, and compare what the compiler says it needs with what there is."""
+            tile = tiles[number]
+            with jax.default_device(places[number % len(places)]), explained(tile.program):
+                inputs = tile.inputs()
+                guard_program(begin_jit.lower(*inputs, **settings).compile(), threads, tile.program)
+                begun = begin_jit(*inputs, **settings)
+                guard_program(proceed_jit.lower(*begun, np.int32(0)).compile(), threads, tile.program)
+
+        def one(number: int) -> dict[str, np.ndarray]:
+            compiled[tiles[number].program].result()
+            with jax.default_device(places[number % len(places)]), explained(tiles[number].program):
+                return _run_tile(number, tiles[number], settings, store, stop, tick, pace)
+
+        pool = ThreadPoolExecutor(max_workers=threads)
+        try:
+            for n in todo:
+                if tiles[n].program not in compiled:
+                    compiled[tiles[n].program] = pool.submit(ready, n)
+            return [future.result() for future in [pool.submit(one, n) for n in todo]]
+        except (KeyboardInterrupt, SystemExit) as error:
+            stop.set()
+            pool.shutdown(cancel_futures=True)
+            if store is None:
+                how = "give sweep a store=... to be able to go on"
+            else:
+                how = (f"{len(store.done())} of {store.tiles} tiles are finished in {store.folder}, and the same again "
+                       "goes on from there")  # fmt: skip
+            if isinstance(error, SystemExit):
+                print(f"stopped: {how}", file=sys.stderr)
+                raise
+            raise KeyboardInterrupt(f"stopped: {how}") from None
+        finally:
+            stop.set()
+            pool.shutdown(cancel_futures=True)
 
 
-def _run_all(jobs: list[Tile], body: Any, progress: bool, steps: int, store: str | Path | None) -> list[Any]:
-    """Every tile's result, in order. Two threads per device compile and run side by side."""
-    devices = jax.local_devices()
-    folder = None if store is None else _open_store(Path(store), jobs, body)
-    bar = None
-    if progress:
-        from tqdm.auto import tqdm
+def _run_tile(
+    number: int, tile: Tile, settings: dict[str, Any], store: Store | None, stop: threading.Event,
+    tick: Callable[[float], None], pace: dict[str, int],
+) -> dict[str, np.ndarray]:  # fmt: skip
+    """Segments short enough to be stopped between them; their number and length change no bit of the result.
 
-        bar = tqdm(total=sum(len(job.rows) for job in jobs) * max(steps, 1), unit="step", unit_scale=True)
-
-    def one(number: int) -> Any:
-        path = None if folder is None else folder / "tiles" / f"{number:06d}.npz"
-        if path is not None and path.exists():
-            result = _load_tile(path)
-        else:
-            result = body(jobs[number], devices[number % len(devices)])
-            if path is not None:
-                _save_tile(path, result)
-        if bar is not None:
-            bar.update(len(jobs[number].rows) * max(steps, 1))
+    `pace` holds the rows of a segment, by program.
+    """
+    course, progress = begin_jit(*tile.inputs(), **settings)
+    rows, each = settings["steps"] // settings["every"] + 1, len(tile.rows) * max(settings["steps"], 1)
+    if store is not None and store.path(number, part=True).exists():
+        progress = _restored(store, number, progress)
+    done, saved = int(progress.row), time.monotonic()
+    tick(each * done / rows)
+    while done < rows:
+        if stop.is_set() or time.monotonic() - saved > CHECKPOINT:
+            if store is not None and done:
+                store.write(number, _leaves(progress), part=True)
+            if stop.is_set():
+                return {}
+            saved = time.monotonic()
+        until, begun = min(rows, done + pace.get(tile.program, 1)), time.monotonic()
+        progress = jax.block_until_ready(proceed_jit(course, progress, np.int32(until)))
+        tick(each * (until - done) / rows)
+        took = max(time.monotonic() - begun, 1e-6)
+        pace[tile.program] = max(1, int((until - done) * min(16, SEGMENT / took)))
+        done = until
+    lanes = len(tile.rows)
+    result = {
+        "place": np.asarray([row.place for row in tile.rows], np.int32),
+        "first_bad_step": np.asarray(progress.carry.first_bad_step)[:lanes],
+        **{f"record.{name}": np.asarray(x).swapaxes(0, 1)[:lanes] for name, x in progress.record.items()},
+    }
+    if store is None:
         return result
+    store.write(number, result)
+    return {}
 
-    pool = ThreadPoolExecutor(max_workers=max(len(devices), min(os.cpu_count() or 1, 4)))
+
+def _leaves(progress: Progress) -> dict[str, np.ndarray]:
+    return {f"{i:04d}": np.asarray(x) for i, x in enumerate(jax.tree.leaves(progress))}
+
+
+def _restored(store: Store, number: int, progress: Progress) -> Progress:
+    """The checkpoint in the form of a fresh start."""
+    fresh, found = jax.tree.leaves(progress), store.read(number, part=True)
     try:
-        return list(pool.map(one, range(len(jobs))))
+        kept = [found[f"{i:04d}"] for i in range(len(fresh))]
+        alike = all(x.shape == y.shape and x.dtype == y.dtype for x, y in zip(kept, fresh, strict=True))
+    except KeyError:
+        alike = False
+    if not alike or len(found) != len(fresh):
+        raise StoreError(f"{store.path(number, part=True)} is not a checkpoint of this sweep: delete it and run again")
+    return jax.tree.unflatten(jax.tree.structure(progress), kept)
+
+
+@contextlib.contextmanager
+def _bar(total: int | None) -> Iterator[Callable[[float], Any]]:
+    if total is None:
+        yield lambda steps: None
+        return
+    from tqdm.auto import tqdm
+
+    with tqdm(total=total, unit="step", unit_scale=True) as bar:
+        yield bar.update
+
+
+@contextlib.contextmanager
+def _terminable(wanted: bool) -> Iterator[None]:
+    """Make SIGTERM end this program in good order, unless somebody handles it already."""
+    main = threading.current_thread() is threading.main_thread()
+    if not (wanted and main and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL):
+        yield
+        return
+
+    def leave(number: int, frame: Any) -> None:
+        raise SystemExit(128 + number)
+
+    signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
     finally:
-        pool.shutdown(cancel_futures=True)
-        if bar is not None:
-            bar.close()
-
-
-# --- finished tiles on disk ----------------------------------------------------------------------------------------
-def _open_store(folder: Path, jobs: list[Tile], body: Any) -> Path:
-    """Create or reopen the folder; what it holds must come from the same programs and inputs."""
-    digest = hashlib.sha256(json.dumps([FORMAT, jax.__version__]).encode())
-    programs: set[Any] = set()
-    for job in jobs:
-        inputs = _inputs(job)
-        for leaf in jax.tree.leaves(inputs):
-            array = jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
-            digest.update(np.asarray(array).tobytes())
-        key = jax.tree.structure(inputs)
-        if key not in programs:
-            programs.add(key)
-            digest.update(run_jit.lower(*inputs, **body.keywords, axis=0).as_text().encode())
-    manifest = {"format": FORMAT, "sweep": digest.hexdigest(), "tiles": len(jobs), "jax": jax.__version__}
-    path = folder / "manifest.json"
-    try:
-        (folder / "tiles").mkdir(parents=True, exist_ok=True)
-        if path.exists():
-            found = json.loads(path.read_text())
-            differing = [key for key, value in manifest.items() if found.get(key) != value]
-            if differing:
-                raise StoreError(
-                    f"{folder} holds another sweep (different: {', '.join(differing)}): choose another folder, or "
-                    "delete this one"
-                )
-        else:
-            _write(path, json.dumps(manifest, indent=1).encode())
-    except (OSError, json.JSONDecodeError) as error:
-        raise StoreError(f"{folder} cannot be used as a store: {error}") from error
-    return folder
-
-
-def _save_tile(path: Path, result: tuple[dict[str, np.ndarray], np.ndarray]) -> None:
-    buffer = io.BytesIO()
-    arrays: dict[str, Any] = {f"record.{name}": x for name, x in result[0].items()}
-    np.savez(buffer, first_bad_step=result[1], **arrays)
-    _write(path, buffer.getvalue())
-
-
-def _load_tile(path: Path) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            record = {name.removeprefix("record."): file[name] for name in file if name != "first_bad_step"}
-            return record, file["first_bad_step"]
-    except Exception as error:
-        raise StoreError(f"{path} is damaged ({error}): delete it and run again") from error
-
-
-def _write(path: Path, content: bytes) -> None:
-    """All of the file or nothing, also when the process is killed or the power fails."""
-    temporary = path.with_name(f"{path.name}.tmp.{os.getpid()}")
-    with open(temporary, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 # --- the result ----------------------------------------------------------------------------------------------------
+def _frame(
+    problems: list[Problem], methods: list[Method], seeds: list[int], axes: dict[str, list[float]], steps: int,
+    every: int,
+) -> dict[str, Any]:  # fmt: skip
+    """The labels of a result as plain JSON: all that is needed to put tiles together."""
+    labelled = np.full((len(problems), len(methods), *(len(v) for v in axes.values()), 2), None)
+    for p, m, *point in itertools.product(*(range(n) for n in labelled.shape[:-1])):
+        method = dataclasses.replace(methods[m], **_at(methods[m], axes, point))
+        if method.data != "exact":
+            each = (method.prompts or problems[p].num_contexts) * method.num_responses
+            labelled[(p, m, *point)] = int(plan(problems[p], method).period), each
+    return files.as_json({
+        "problem": [problem.name for problem in problems],
+        "algorithm": [method.name for method in methods],
+        "family": [method.objective.family for method in methods],
+        "axes": axes,
+        "seed": [int(seed) for seed in seeds],
+        "steps": steps,
+        "every": every,
+        "labelled": labelled.tolist(),
+    })  # fmt: skip
+
+
+def _shape(frame: dict[str, Any]) -> tuple[int, ...]:
+    axes = (len(values) for values in frame["axes"].values())
+    return (len(frame["problem"]), len(frame["algorithm"]), *axes, len(frame["seed"]))
+
+
 def _dataset(
-    arrays: dict[str, np.ndarray], first_bad: np.ndarray, problems: list[Problem], methods: list[Method],
-    seeds: list[int], axes: dict[str, list[float]], steps: int, every: int,
+    frame: dict[str, Any], tiles: Iterable[dict[str, np.ndarray]], configuration: dict[str, Any],
+    provenance: dict[str, Any],
 ) -> xr.Dataset:  # fmt: skip
-    dims = ("problem", "algorithm", *axes, "seed")
-    recorded = np.arange(0, steps + 1, every)
+    shape, dims = _shape(frame), ("problem", "algorithm", *frame["axes"], "seed")
+    first_bad = np.full(shape, -1, np.int32)
+    arrays: dict[str, np.ndarray] = {}
+    for tile in tiles:
+        place = tuple(tile["place"].T)
+        first_bad[place] = tile["first_bad_step"]
+        for name, values in tile.items():
+            if name.startswith("record."):
+                name = name.removeprefix("record.")
+                if name not in arrays:
+                    # nan stands where a probe had no such value, as mass near the peak for some problems.
+                    blank = np.nan if values.dtype.kind == "f" else 0
+                    arrays[name] = np.full((*shape, *values.shape[1:]), blank, values.dtype)
+                arrays[name][place] = values
+    recorded = np.arange(0, frame["steps"] + 1, frame["every"])
     variables: dict[str, Any] = {"first_bad_step": (dims, first_bad, {"units": "gradient steps, -1: healthy"})}
     for name, array in arrays.items():
         extra = [f"{name}_{i}" for i in range(array.ndim - len(dims) - 1)]
         if name == "log_prob":
             extra = ["action"]
         variables[name] = ((*dims, "step", *extra), array, {"units": UNITS.get(name, "")})
+    period, each = np.moveaxis(np.asarray(frame["labelled"], float)[..., None], -2, 0)
     variables["reward_queries"] = (
-        ("problem", "algorithm", *axes, "step"),
-        _queries(problems, methods, axes, recorded),
-        {"units": UNITS["reward_queries"]},
-    )
+        (*dims[:-1], "step"), np.ceil(recorded / period) * each, {"units": UNITS["reward_queries"]},
+    )  # fmt: skip
     coords: dict[str, Any] = {
-        "problem": [problem.name for problem in problems],
-        "algorithm": [method.name for method in methods],
-        "family": ("algorithm", [method.objective.family for method in methods]),
-        **axes,
-        "seed": np.asarray(seeds, np.int64),
+        "problem": frame["problem"],
+        "algorithm": frame["algorithm"],
+        "family": ("algorithm", frame["family"]),
+        **{name: [float(v) for v in values] for name, values in frame["axes"].items()},
+        "seed": np.asarray(frame["seed"], np.int64),
         "step": ("step", recorded, {"units": "gradient steps"}),
     }
     attrs = {
         "title": "bandit_pft sweep",
-        "versions": json.dumps(versions()),
-        "platform": f"{platform.platform()} {jax.default_backend()}",
-        "configuration": json.dumps({"methods": [describe(m) for m in methods], "steps": steps, "every": every}),
+        "versions": json.dumps(provenance["versions"]),
+        "provenance": json.dumps(provenance),
+        "configuration": json.dumps(configuration),
     }
     return xr.Dataset(variables, coords, attrs)
 
 
-def _queries(problems: list[Problem], methods: list[Method], axes: dict[str, list[float]], steps: Any) -> np.ndarray:
-    out = np.full((len(problems), len(methods), *(len(v) for v in axes.values()), len(steps)), np.nan)
-    for p, m, *point in itertools.product(*(range(n) for n in out.shape[:-1])):
-        method = methods[m]
-        if method.data == "exact":
-            continue
-        method = dataclasses.replace(method, **_at(method, axes, point))
-        each = (method.prompts or problems[p].num_contexts) * method.num_responses
-        out[(p, m, *point)] = np.ceil(steps / plan(problems[p], method).period) * each
-    return out
+def _loaded(store: Store) -> xr.Dataset:
+    """What a store holds by now."""
+    manifest, done = store.manifest, store.done()
+    data = _dataset(manifest["frame"], map(store.read, done), manifest["configuration"], manifest["provenance"])
+    if len(done) < store.tiles:
+        data.attrs["tiles"] = f"{len(done)} of {store.tiles}"
+    return data
 
 
-@functools.cache
-def versions() -> dict[str, str]:
-    """Of what decides a result's bits."""
-    names = ("bandit-pft", "jax", "jaxlib", "numpy", "optax", "xarray")
+def _configuration(
+    problems: list[Problem], methods: list[Method], frame: dict[str, Any], tiles: list[Tile], settings: dict[str, Any]
+) -> dict[str, Any]:
+    """What decides the numbers, as plain JSON, by names that a message can use."""
 
-    def version(name: str) -> str:
-        try:
-            return metadata.version(name)
-        except metadata.PackageNotFoundError:
-            return "not installed"  # A checkout that is used in place.
+    def digest(problem: Problem) -> str:
+        found = hashlib.sha256()
+        for leaf in jax.tree.leaves(problem):
+            found.update(str(np.shape(leaf)).encode() + np.asarray(leaf).tobytes())
+        return found.hexdigest()[:16]
 
-    return {name: version(name) for name in names}
+    probe = settings["probe"]
+    return files.as_json({
+        "problems": {problem.name: digest(problem) for problem in problems},
+        "methods": {method.name: describe(method) for method in methods},
+        **{name: frame[name] for name in ("axes", "seed", "steps", "every")},
+        "probe": f"{getattr(probe, '__module__', '?')}.{getattr(probe, '__qualname__', '?')}",
+        "tile": sorted({tile.width for tile in tiles}),
+        "on_nonfinite": tiles[0].on_nonfinite,
+        "dtype": str(jax.dtypes.canonicalize_dtype(np.float64)),
+    })  # fmt: skip
 
 
 def describe(method: Method) -> dict[str, Any]:
@@ -380,48 +521,60 @@ def describe(method: Method) -> dict[str, Any]:
         "hyper": {k: float(v) for k, v in {**objective.hyper, **method.hyper}.items()},
         **{k: getattr(method, k) for k in ("num_responses", "prompts", "minibatch", "data", "proxy", "reference")},
         "policy": method.policy.name,
-        "optimizer": getattr(method.optimizer.update, "__qualname__", "?").split(".")[0],
+        "optimizer": {SGD: "sgd", ADAM: "adam"}.get(method.optimizer, method.optimizer.update.__qualname__),
     }
 
 
-def _report(data: xr.Dataset, on_nonfinite: str) -> None:
-    steps = data.first_bad_step.values
-    if (steps < 0).all():
-        return
-    places = np.argwhere(steps >= 0)
-    place = tuple(min(places, key=lambda place: steps[tuple(place)]))
-    dims = [str(dim) for dim in data.first_bad_step.dims]
-    where = ", ".join(f"{dim}={data[dim].values[i]}" for dim, i in zip(dims, place, strict=True))
-    count, first, total = len(places), steps[place], steps.size
-    line = f"{count} of {total} runs diverged (first: {where}, step {first})"
-    if on_nonfinite == "raise":
-        raise NumericsError(f"{line}: lower the learning rate")
-    warnings.warn(f"{line}; they were frozen there", stacklevel=3)
-
-
 def save(data: xr.Dataset, path: str | Path) -> Path:
-    """Write results as netCDF; the file appears whole or not at all."""
+    """Write results as netCDF, or, where the name ends in .parquet, one line per run with its last values.
+
+    The file appears whole or not at all.
+
+    Raises:
+        ConfigError: another ending. StoreError: it cannot be written.
+    """
     path = Path(path)
-    temporary = path.with_name(f"{path.name}.tmp.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        data.to_netcdf(temporary, engine="h5netcdf")
-        os.replace(temporary, path)
-    except OSError as error:
-        raise StoreError(f"{path} cannot be written: {error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    if path.suffix == ".parquet":
+        write: Callable[[Path], Any] = summary_table(data).to_parquet
+    elif path.suffix == ".nc":
+        write = lambda temporary: data.to_netcdf(temporary, engine="h5netcdf")
+    else:
+        raise ConfigError(f"path is {str(path)!r}; end it in .nc (everything), or .parquet (last values of each run)")
+    with files.replacing(path) as temporary:
+        try:
+            write(temporary)
+        except ImportError as error:
+            raise ConfigError("parquet needs one more library: pip install pyarrow") from error
     return path
 
 
-def load(path: str | Path) -> xr.Dataset:
-    """Results written by `save`.
+def summary_table(data: xr.Dataset) -> pd.DataFrame:
+    """One line per run: its labels, `first_bad_step`, and the last value of each metric."""
+    last = data.isel(step=-1)
+    runs = set(data["first_bad_step"].dims)
+    scalar = [name for name, array in last.data_vars.items() if set(array.dims) <= runs]
+    return last[scalar].to_dataframe().reset_index()
+
+
+def load(path: str | Path, *, partial: bool = False) -> xr.Dataset:
+    """Results written by `save` as netCDF, or those of a sweep's store.
+
+    Args:
+        partial: take a store whose sweep has not ended; missing runs are nan, and the attribute `tiles` says how many
+            are there.
 
     Raises:
-        StoreError: no such file, or one that is not whole.
+        StoreError: nothing there, not whole, or tiles are missing and `partial` is False.
     """
+    path = Path(path)
+    if path.is_dir():
+        data = _loaded(Store(path, files.read_manifest(path)))
+        if "tiles" in data.attrs and not partial:
+            raise StoreError(f"{path} holds {data.attrs['tiles']} tiles: run the same again to finish the sweep, or "
+                             "take what there is with partial=True")  # fmt: skip
+        return data
     try:
-        with xr.open_dataset(Path(path), engine="h5netcdf") as data:
+        with xr.open_dataset(path, engine="h5netcdf") as data:
             return data.load()
     except (OSError, ValueError, KeyError) as error:
         raise StoreError(f"{path} cannot be read as a result of bandit_pft: {error}") from error

@@ -1,8 +1,10 @@
 """Imports only point down the layers, and the package starts without what only some users have."""
 
 import ast
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ ROOT = Path(__file__).parents[1] / "bandit_pft"
 # A module may import only modules of lower lines, or of its own folder.
 LAYERS = (
     ("errors",),
-    ("style", "kernels"),
+    ("style", "kernels", "store"),
     ("problems",),
     ("groups", "policies", "metrics"),
     ("objectives",),
@@ -26,6 +28,9 @@ LAYERS = (
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 FILES = sorted(ROOT.rglob("*.py"))
+PROJECT = tomllib.loads((ROOT.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+# Used by name alone: xarray's engine for NetCDF files, and the library with which that engine reads them.
+BY_NAME = {"h5netcdf", "h5py"}
 OPTIONAL = ("torch", "transformers", "trl", "accelerate", "datasets", "ipywidgets", "anywidget", "jupyterlab")
 
 
@@ -88,3 +93,20 @@ def test_importing_the_package_loads_no_optional_or_plotting_library():
         [sys.executable, "-c", code, *OPTIONAL, "matplotlib", "tqdm"], capture_output=True, text=True, cwd=ROOT.parent
     )
     assert done.stdout.strip() == "[]", done.stdout + done.stderr
+
+
+def names_of(requirements: list[str]) -> set[str]:
+    return {re.match(r"[\w.-]+", text)[0] for text in requirements}
+
+
+def test_the_package_imports_exactly_the_libraries_that_it_declares():
+    declared = names_of(PROJECT["dependencies"])
+    imported = set().union(*map(outside_imports, FILES)) - {"bandit_pft", *sys.stdlib_module_names}
+    extras = names_of([text for extra in ("lab", "hf") for text in PROJECT["optional-dependencies"][extra]])
+    assert imported - extras == declared - BY_NAME
+    assert extras.isdisjoint(declared)
+
+
+def test_every_declared_library_has_a_lower_bound_with_which_a_lane_of_tests_runs():
+    for text in PROJECT["dependencies"]:
+        assert re.fullmatch(r"[a-z0-9-]+>=\d+(\.\d+)+", text), f"{text}: `make test-lowest` needs name>=version"

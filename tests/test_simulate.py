@@ -16,6 +16,7 @@ from bandit_pft import (
     context_network,
     contextual_bandit,
     factorised,
+    objective,
     paper_bandit,
     paper_sequences,
     peaks,
@@ -23,8 +24,9 @@ from bandit_pft import (
     simulate,
     transformer,
 )
-from bandit_pft.errors import ConfigError, DomainError, ResourceError, ShapeError
+from bandit_pft.errors import ConfigError, DomainError, NumericsError, ResourceError, ShapeError
 from bandit_pft.groups import best_of_n_weights
+from bandit_pft.objectives import OBJECTIVES
 from bandit_pft.simulate import run_jit, seed_key
 
 R4, R5 = paper_bandit("R4"), paper_bandit("R5")
@@ -310,11 +312,40 @@ def test_metrics_of_a_policy_that_cannot_be_enumerated_are_means_over_draws():
 # --- what can go wrong --------------------------------------------------------------------------------------------
 def test_a_diverging_run_is_frozen_and_says_at_which_step():
     huge = bandit(1e30 * jnp.arange(4.0))
-    result = simulate(huge, Method("reinforce", data="exact", learning_rate=1e10), 0, steps=50)
+    with pytest.warns(UserWarning, match=r"1 of 1 runs diverged \(first: run=reinforce, step 1\); they were frozen"):
+        result = simulate(huge, Method("reinforce", data="exact", learning_rate=1e10), 0, steps=50)
     assert int(result.first_bad_step) == 1
     assert np.isnan(result.record["expected_reward"][2:]).all() and np.isfinite(result.record["expected_reward"][0])
     healthy = simulate(huge, Method("reinforce", data="exact", learning_rate=1e-31), 0, steps=50)
     assert int(healthy.first_bad_step) == -1
+
+
+def test_a_run_whose_loss_is_infinite_for_a_while_is_frozen_or_kept_going_or_raised():
+    @objective(family="reward")
+    def passing_gap(logp, group):
+        """REINFORCE with a loss that is infinite once the best action has half of the mass.
+
+        L = -mean of r log pi, or infinity
+        """
+        total = group.total(logp)
+        return -group.mean(group.reward * total) + jnp.where(total.max() > jnp.log(0.5), jnp.inf, 0.0)
+
+    try:
+        method, problem = Method("passing_gap", data="exact", learning_rate=1.0), bandit(jnp.asarray([0.0, 0.5, 1.0]))
+        run = lambda how: simulate(problem, method, 0, steps=60, on_nonfinite=how)
+        with pytest.warns(UserWarning, match="frozen there"):
+            frozen = run("freeze")
+        with pytest.warns(UserWarning, match="kept going"):
+            kept = run("keep")
+        step = int(frozen.first_bad_step)
+        assert 0 < step == int(kept.first_bad_step) < 60
+        reward = [result.record["expected_reward"] for result in (frozen, kept)]
+        np.testing.assert_array_equal(reward[0][: step + 1], reward[1][: step + 1])
+        assert (reward[0][step:] == reward[0][step]).all() and (jnp.diff(reward[1]) > 0).all()
+        with pytest.raises(NumericsError, match=f"step {step}.: lower the learning rate"):
+            run("raise")
+    finally:
+        del OBJECTIVES["passing_gap"]
 
 
 BAD = [
