@@ -54,6 +54,7 @@ from bandit_pft.simulate import (
 from bandit_pft.store import Store, Worker
 
 MOST_RUNS = 1_000_000
+OWN_LABELS = ("problem", "algorithm", "family", "seed", "step", "action")
 SEGMENT = 0.5  # Seconds between two looks at whether to stop.
 CHECKPOINT = 60.0  # Seconds of work that a killed writer may lose, about.
 
@@ -117,13 +118,13 @@ def sweep(
         raise ConfigError(f"worker is {worker!r} without a store: give all workers the same folder, store=...")
     if tile is not None:
         check_integer("tile", tile, at_least=1)
-    frame = _frame(problem_list, method_list, seed_list, axes, steps, every)
-    shape = _shape(frame)
+    shape = tuple(map(len, (problem_list, method_list, *axes.values(), seed_list)))
     if math.prod(shape) > MOST_RUNS:
         raise ResourceError(f"the sweep has {math.prod(shape):,} runs ({' x '.join(map(str, shape))}), and one takes "
                             f"at most {MOST_RUNS:,}: use fewer seeds or grid values, or several sweeps")  # fmt: skip
     settings = {"steps": steps, "probe": probe, "every": every, "batched": True}
     tiles, room = _tiles(problem_list, method_list, seed_list, axes, shape, settings, tile, on_nonfinite)
+    frame = _frame(problem_list, method_list, seed_list, axes, steps, every)
     configuration = _configuration(problem_list, method_list, frame, tiles, settings)
     if store is None:
         results = _run_all(tiles, settings, range(len(tiles)), None, progress)
@@ -164,6 +165,8 @@ def _door(
     if len(set(seed_list)) < len(seed_list):
         raise ConfigError(f"seeds holds a value twice, which would make the spread too narrow: {seed_list}")
     for name in axes:
+        if name in OWN_LABELS:
+            raise ConfigError(f"grid has an axis {name!r}, which results use themselves: rename that hyper-parameter")
         for method in method_list:
             if name not in NUMERIC and name not in method.objective.hyper:
                 known = (*NUMERIC, *method.objective.hyper)
@@ -219,7 +222,7 @@ def _tiles(
         params = jax.tree.leaves(jax.eval_shape(rows[0].method.policy.init, one_key, rows[0].problem))
         size = sum(x.size for x in params)
         width = tile or (32 if size <= 4096 else max(1, min(8, 65536 // size)))
-        at_point = [f"{axis}={values[i]:g}" for (axis, values), i in zip(axes.items(), point, strict=True)]
+        at_point = [f"{axis}={values[i]!r}" for (axis, values), i in zip(axes.items(), point, strict=True)]
         program = "/".join([problem.name, method.name, *at_point])
         more = [Tile(tuple(rows[i : i + width]), width, on_nonfinite, program) for i in range(0, len(rows), width)]
         tiles += more
@@ -424,16 +427,12 @@ def _frame(
     })  # fmt: skip
 
 
-def _shape(frame: dict[str, Any]) -> tuple[int, ...]:
-    axes = (len(values) for values in frame["axes"].values())
-    return (len(frame["problem"]), len(frame["algorithm"]), *axes, len(frame["seed"]))
-
-
 def _dataset(
     frame: dict[str, Any], tiles: Iterable[dict[str, np.ndarray]], configuration: dict[str, Any],
     provenance: dict[str, Any],
 ) -> xr.Dataset:  # fmt: skip
-    shape, dims = _shape(frame), ("problem", "algorithm", *frame["axes"], "seed")
+    dims = ("problem", "algorithm", *frame["axes"], "seed")
+    shape = tuple(len(frame["axes"].get(dim) or frame[dim]) for dim in dims)
     first_bad = np.full(shape, -1, np.int32)
     arrays: dict[str, np.ndarray] = {}
     for tile in tiles:

@@ -139,6 +139,7 @@ BAD = [
     (lambda: sweep(R4, "dpo", seeds=[0], steps=1), TypeError, "must be a Method"),
     (lambda: sweep(R4, ON, seeds=[0], steps=1, grid={"learning_rat": [1]}), ConfigError, "did you mean learning_rate"),
     (lambda: sweep(R4, ON, seeds=[0], steps=1, grid={"clip": []}), ConfigError, "clip is empty"),
+    (lambda: sweep(R4, ON, seeds=[0], steps=1, grid={"seed": [1]}), ConfigError, "rename that hyper-parameter"),
     (lambda: sweep(R4, ON, seeds=[0], steps=1, tile=0), ConfigError, "tile"),
     (lambda: sweep(R4, ON, seeds=[0], steps=1, on_nonfinite="ignore"), ConfigError, "freeze"),
     (lambda: sweep([R4, bandit(peaks(50, [9], [3]), name="small")], ON, seeds=[0], steps=1,
