@@ -2,7 +2,7 @@
 
 Every function takes a problem, or an `xarray.Dataset` with dims (problem, algorithm, seed, step) as `sweep` returns
 it, and gives a figure that a notebook shows and `save` writes. Axes carry name and unit; lines are means over seeds,
-bands 10-90 % of the seeds.
+bands 10-90 % of the seeds, or the confidence interval of their mean where that is asked for.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ import io
 import itertools
 import math
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,9 +26,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, MaxNLocator
+from scipy import stats
 
 from bandit_pft import metrics, style
-from bandit_pft.errors import ConfigError, check_names, nearest
+from bandit_pft.errors import ConfigError, check_choice, check_names, nearest
 from bandit_pft.problems import Problem
 
 NAMES = {
@@ -42,6 +43,31 @@ NAMES = {
     "step": "gradient step",
 }
 DIMS = ("problem", "algorithm", "seed", "step")
+
+
+def seed_range(values: np.ndarray) -> tuple[Any, Any]:
+    """10 % and 90 % of the seeds (first axis), between order statistics: what was seen, not what is to be expected.
+
+    Of n seeds, the range holds a new one with a probability of about 0.8 (n - 1) / (n + 1): half the time at n = 5.
+    """
+    low, high = np.percentile(values, (10, 90), axis=0)
+    return low, high
+
+
+def mean_interval(values: np.ndarray, level: float = 0.95) -> tuple[Any, Any]:
+    """Student's confidence interval of the mean over seeds (first axis); infinite for a single one."""
+    n = len(values)
+    if n < 2:
+        return np.full(values.shape[1:], -np.inf), np.full(values.shape[1:], np.inf)
+    half = stats.t.ppf((1 + level) / 2, n - 1) * values.std(0, ddof=1) / math.sqrt(n)
+    return values.mean(0) - half, values.mean(0) + half
+
+
+SPREADS = {
+    "seeds": (seed_range, "10-90 % of the seeds", "10 %, 90 %"),
+    "mean": (mean_interval, "95 % confidence interval of the mean", "95 % confidence interval"),
+}
+Spread = Literal["seeds", "mean"]
 
 
 class SlideFigure(Figure):
@@ -97,17 +123,20 @@ def problem_figure(problem: Problem, *, optima: Sequence[float] = (), context: i
     return figure
 
 
-def learning_curves(ds: xr.Dataset, y: str = "expected_reward", x: str = "step") -> Figure:
+def learning_curves(
+    ds: xr.Dataset, y: str = "expected_reward", x: str = "step", *, spread: Spread = "seeds"
+) -> Figure:  # fmt: skip
     """`y` against `x`, one panel per problem, one line per method.
 
     Args:
         x: "step", or any variable of the data set such as "reward_queries" or "kl". Where `x` differs between
-            seeds, the line joins the means and bars at its end show 10-90 % both ways.
+            seeds, the line joins the means and bars at its end show the spread both ways.
+        spread: bands of the seeds (`seed_range`), or of what their mean tells (`mean_interval`).
 
     Raises:
-        ConfigError: not a variable of the data set, or dims missing.
+        ConfigError: not a variable of the data set, dims missing, or no such spread.
     """
-    return _curves(ds, y, x, {})
+    return _curves(ds, y, x, {}, spread)
 
 
 def frontier(ds: xr.Dataset, problems: Iterable[Problem] = ()) -> Figure:
@@ -178,12 +207,12 @@ def mass_figure(ds: xr.Dataset, problem: Problem, *, step: int = -1, floor: floa
 
 
 # --- tables ----------------------------------------------------------------------------------------------------------
-def table(ds: xr.Dataset, y: str = "expected_reward", *, step: int = -1) -> str:
-    """Methods against problems as text: mean over seeds [10 %, 90 %] of `y` at a recorded step."""
-    rows = _rows(ds, y, step)
+def table(ds: xr.Dataset, y: str = "expected_reward", *, step: int = -1, spread: Spread = "seeds") -> str:
+    """Methods against problems as text: mean over seeds of `y` at a recorded step, [10 %, 90 %] or its interval."""
+    rows = _rows(ds, y, step, spread)
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return "\n".join([_caption(ds, y, step), lines[0], "  ".join("-" * w for w in widths), *lines[1:]])
+    return "\n".join([_caption(ds, y, step, spread), lines[0], "  ".join("-" * w for w in widths), *lines[1:]])
 
 
 METRICS = ("expected_reward", "kl", "kl_reverse", "entropy", "mass_near_peak")
@@ -241,39 +270,40 @@ def _spread_cell(seeds: np.ndarray) -> str:
     if not good.size:
         return "-"
     # Adding 0 turns -0.0 into 0.0.
-    return " ".join(f"{round(x, 2) + 0:4.2f}" for x in (good.mean(), *np.percentile(good, (10, 90))))
+    return " ".join(f"{round(x, 2) + 0:4.2f}" for x in (good.mean(), *seed_range(good)))
 
 
-def markdown_table(ds: xr.Dataset, y: str = "expected_reward", *, step: int = -1) -> str:
+def markdown_table(ds: xr.Dataset, y: str = "expected_reward", *, step: int = -1, spread: Spread = "seeds") -> str:
     """The same table in Markdown."""
-    head, *body = _rows(ds, y, step)
+    head, *body = _rows(ds, y, step, spread)
     lines = [head, ["---", *["---:"] * (len(head) - 1)], *body]
-    return "\n".join([_caption(ds, y, step), "", *("| " + " | ".join(line) + " |" for line in lines)])
+    return "\n".join([_caption(ds, y, step, spread), "", *("| " + " | ".join(line) + " |" for line in lines)])
 
 
-def _rows(ds: xr.Dataset, y: str, step: int) -> list[list[str]]:
+def _rows(ds: xr.Dataset, y: str, step: int, spread: Spread) -> list[list[str]]:
+    check_choice("spread", spread, SPREADS)
     _check(ds, y)
     values = ds[y].transpose(*DIMS).isel(step=step).values.astype(np.float64)
     methods, _ = _methods(ds)
     rows = [["method", *_strings(ds, "problem")]]
     for i, method in enumerate(methods):
-        rows.append([style.label(method), *(_cell(values[j, i]) for j in range(values.shape[0]))])
+        rows.append([style.label(method), *(_cell(values[j, i], SPREADS[spread][0]) for j in range(values.shape[0]))])
     return rows
 
 
-def _cell(seeds: np.ndarray) -> str:
+def _cell(seeds: np.ndarray, spread: Callable[..., Any]) -> str:
     good = seeds[np.isfinite(seeds)]
     lost = f" ({seeds.size - good.size} of {seeds.size} not finite)" if good.size < seeds.size else ""
     if not good.size:
         return "-" + lost
-    low, high = np.percentile(good, (10, 90))
+    low, high = spread(good)
     return f"{good.mean():.3f} [{low:.3f}, {high:.3f}]" + lost
 
 
-def _caption(ds: xr.Dataset, y: str, step: int) -> str:
+def _caption(ds: xr.Dataset, y: str, step: int, spread: Spread) -> str:
     return (
         f"{_axis_name(ds, y)} after {int(ds['step'][step])} gradient steps: "
-        f"mean [10 %, 90 %] over {_seeds(ds.sizes['seed'])}"
+        f"mean [{SPREADS[spread][2]}] over {_seeds(ds.sizes['seed'])}"
     )
 
 
@@ -288,7 +318,10 @@ class _End(NamedTuple):
     dashes: tuple[float, ...] = ()
 
 
-def _curves(ds: xr.Dataset, y: str, x: str, optima: dict[str, tuple[np.ndarray, np.ndarray]]) -> Figure:
+def _curves(
+    ds: xr.Dataset, y: str, x: str, optima: dict[str, tuple[np.ndarray, np.ndarray]], spread: Spread = "seeds"
+) -> Figure:  # fmt: skip
+    check_choice("spread", spread, SPREADS)
     _check(ds, y, *(() if x == "step" else (x,)))
     methods, families = _methods(ds)
     dashes = style.line_styles(methods, families)
@@ -318,7 +351,8 @@ def _curves(ds: xr.Dataset, y: str, x: str, optima: dict[str, tuple[np.ndarray, 
                     paint = style.colour(families[m])
                     # A logarithmic axis has no place for 0, and would draw a line from its edge.
                     shown = (xs[p, m][good] > 0).all(0) if log else slice(None)
-                    end = _draw_runs(ax, xs[p, m][good][:, shown], ys[p, m][good][:, shown], paint, dashes[method])
+                    end = _draw_runs(ax, xs[p, m][good][:, shown], ys[p, m][good][:, shown], paint, dashes[method],
+                                     SPREADS[spread][0])  # fmt: skip
                     ends.append(_End(*end, style.label(method), paint, dashes[method]))
             panels.append((ax, ends))
             ax.set_title(name)
@@ -331,32 +365,34 @@ def _curves(ds: xr.Dataset, y: str, x: str, optima: dict[str, tuple[np.ndarray, 
         every_x = np.concatenate([xs[drawn].ravel(), *(k for k, _ in optima.values())])
         every_y = np.concatenate([ys[drawn].ravel(), *(r for _, r in optima.values())])
         _limits(axes[0], every_x, every_y, log)
-        figure.supxlabel(_note(ds, drawn), fontsize=14, color="#444444")
+        figure.supxlabel(_note(ds, drawn, spread), fontsize=14, color="#444444")
         _label_ends(figure, panels)
     return figure
 
 
-def _note(ds: xr.Dataset, drawn: np.ndarray) -> str:
+def _note(ds: xr.Dataset, drawn: np.ndarray, spread: Spread) -> str:
     """What the lines are, and which runs are not what they seem."""
     note = f"lines: mean over {_seeds(ds.sizes['seed'])}"
     if ds.sizes["seed"] > 1:
-        note += "; bands and bars: 10-90 % of the seeds"
+        note += f"; bands and bars: {SPREADS[spread][1]}"
     if not drawn.all():
         note += f"; {int((~drawn).sum())} of {drawn.size} runs have no finite values and are left out"
     frozen = int((ds["first_bad_step"] >= 0).sum()) if "first_bad_step" in ds else 0
     return note + (f"; {frozen} of {drawn.size} runs diverged and are drawn as they froze" if frozen else "")
 
 
-def _draw_runs(ax: Axes, x: np.ndarray, y: np.ndarray, paint: str, dashes: tuple[float, ...]) -> tuple[float, float]:
+def _draw_runs(
+    ax: Axes, x: np.ndarray, y: np.ndarray, paint: str, dashes: tuple[float, ...], spread: Callable[..., Any]
+) -> tuple[float, float]:  # fmt: skip
     """Draw one method's runs [seed, step]; its end."""
     line_x, line_y = x.mean(0), y.mean(0)
     ax.plot(line_x, line_y, color=paint, ls=(0, dashes) if dashes else "-", zorder=3)
     if len(y) > 1:
-        low, high = np.percentile(y, (10, 90), axis=0)
+        low, high = spread(y)
         if (x == x[0]).all() and line_x[0] < line_x[-1] and (np.diff(line_x) >= 0).all():
             ax.fill_between(line_x, low, high, color=paint, alpha=0.16, lw=0, zorder=2)
         else:
-            left, right = np.percentile(x[:, -1], (10, 90))
+            left, right = spread(x[:, -1])
             ax.plot([line_x[-1]] * 2, [low[-1], high[-1]], color=paint, lw=1.4, zorder=3)
             ax.plot([left, right], [line_y[-1]] * 2, color=paint, lw=1.4, zorder=3)
     ax.plot(line_x[-1], line_y[-1], "o", color=paint, ms=7, zorder=4, clip_on=False)

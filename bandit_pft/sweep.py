@@ -520,7 +520,7 @@ def describe(method: Method) -> dict[str, Any]:
         "hyper": {k: float(v) for k, v in {**objective.hyper, **method.hyper}.items()},
         **{k: getattr(method, k) for k in ("num_responses", "prompts", "minibatch", "data", "proxy", "reference")},
         "policy": method.policy.name,
-        "optimizer": {SGD: "sgd", ADAM: "adam"}.get(method.optimizer, method.optimizer.update.__qualname__),
+        "optimizer": {id(SGD): "sgd", id(ADAM): "adam"}.get(id(method.optimizer), "of your own"),
     }
 
 

@@ -15,5 +15,9 @@ install_import_hook("bandit_pft", "checked.checked")
 
 from hypothesis import settings  # noqa: E402
 
+# Examples of all property tests together.
+NIGHTLY = os.environ.get("HYPOTHESIS_PROFILE") == "nightly"
+EXAMPLES = 100_000 if NIGHTLY else 3_000
 settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
-settings.load_profile("repeatable")
+settings.register_profile("nightly", deadline=None, database=None, print_blob=True)
+settings.load_profile("nightly" if NIGHTLY else "repeatable")

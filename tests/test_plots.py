@@ -8,8 +8,10 @@ import xarray as xr
 from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.text import Text
+from refusals import check_refusal
+from scipy import stats
 
-from bandit_pft import plots, style
+from bandit_pft import Method, plots, style, sweep
 from bandit_pft.errors import ConfigError
 from bandit_pft.problems import bandit, paper_bandit
 
@@ -274,3 +276,42 @@ def test_spread_labels_are_the_nearest_in_squares():
 
 def test_labels_that_already_stand_apart_stay_where_they_are():
     np.testing.assert_allclose(plots.spread([0.9, 0.1, 0.5], 0.05), [0.9, 0.1, 0.5])
+
+
+# --- what bands promise ----------------------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def many_seeds() -> np.ndarray:
+    """Expected reward after a few noisy steps, of 8,000 seeds: 1,000 repeats of a comparison over 8."""
+    problem = bandit(np.linspace(0, 1, 10), name="ramp")
+    method = Method("reinforce_group", learning_rate=1.0, num_responses=4)
+    data = sweep(problem, method, seeds=range(8000), steps=20, every=20)
+    return data["expected_reward"].values[0, 0, :, -1].astype(np.float64).reshape(1000, 8)
+
+
+def test_the_shown_interval_of_the_mean_holds_the_mean_of_all_seeds_in_95_of_100_comparisons(many_seeds):
+    low, high = plots.mean_interval(many_seeds.T)
+    covered = ((low <= many_seeds.mean()) & (many_seeds.mean() <= high)).mean()
+    assert 0.93 < covered < 0.97
+    # The interval of scipy's own t test.
+    wanted = stats.ttest_1samp(many_seeds[0], 0).confidence_interval(0.95)
+    np.testing.assert_allclose((low[0], high[0]), wanted, rtol=1e-12)
+
+
+def test_the_range_of_the_seeds_holds_a_new_seed_as_often_as_its_docstring_says(many_seeds):
+    # Of ranks, which are uniform, exactly; of other shapes about, since interpolation follows the density.
+    ranks = stats.rankdata(many_seeds).reshape(many_seeds.shape) / many_seeds.size
+    for values, slack in ((ranks, 0.02), (many_seeds, 0.06)):
+        for n in (5, 8):
+            low, high = plots.seed_range(values[:, :n].T)
+            new = np.roll(values, 1, axis=0)  # Of other repeats.
+            covered = ((low[:, None] <= new) & (new <= high[:, None])).mean()
+            assert covered == pytest.approx(0.8 * (n - 1) / (n + 1), abs=slack)
+
+
+def test_curves_and_tables_say_which_spread_they_show(monkeypatch):
+    data = sweep(bandit([0.0, 1.0], name="two"), Method("dpo"), seeds=range(3), steps=2)
+    assert "95 % confidence interval" in plots.table(data, spread="mean") and "10 %, 90 %" in plots.table(data)
+    labels = [plots.learning_curves(data, spread=spread).get_supxlabel() for spread in ("seeds", "mean")]
+    assert "10-90 % of the seeds" in labels[0] and "95 % confidence interval of the mean" in labels[1]
+    check_refusal(lambda: plots.table(data, spread="std"), ConfigError, "spread is 'std'", monkeypatch)
+    assert np.isinf(plots.mean_interval(np.ones((1, 3)))).all()
