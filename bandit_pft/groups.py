@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from bandit_pft.errors import DomainError, ShapeError, as_floats, check_finite, check_number, is_traced
@@ -189,7 +190,7 @@ class Group(NamedTuple):
         ref_logp = ref_logp[:, None] if ref_logp.ndim == 1 else ref_logp
         ref_logp = as_floats("ref_logp", ref_logp, shape=(n, None))
         t = ref_logp.shape[1]
-        mask = jnp.ones((n, t), bool) if mask is None else jnp.asarray(mask, bool)
+        mask = jnp.ones((n, t), bool) if mask is None else _whole("mask", mask, at_least=0, at_most=1)
         if mask.shape != (n, t):
             raise ShapeError(f"mask has shape {mask.shape}; it must be {(n, t)}, as ref_logp")
         if old_logp is not None:
@@ -197,10 +198,14 @@ class Group(NamedTuple):
             old_logp = old_logp[:, None] if old_logp.ndim == 1 else old_logp
             old_logp = as_floats("old_logp", old_logp, shape=(n, t))
         if response is None:
-            response = jnp.zeros((n, t), jnp.int32).at[:, 0].set(jnp.arange(n))
-        response = jnp.asarray(response, jnp.int32)
+            response = jnp.zeros((n, t), jnp.int32).at[:, 0].set(jnp.arange(n, dtype=jnp.int32))
+        token = np.iinfo(np.int32)
+        response = _whole("response", response, at_least=token.min, at_most=token.max).astype(jnp.int32)
         if response.shape not in ((n, t), (n,)) or response.size != n * t:
             raise ShapeError(f"response has shape {response.shape}; it must be {(n, t)}, as ref_logp")
+        mask, response = mask.astype(bool), response.reshape(n, t)
+        if not is_traced(mask, response) and bool((mask & (response < 0)).any()):
+            raise DomainError(f"response holds {response[mask].min()}; tokens are at least 0: mask the padding")
         real = mask.any(-1)
         if weight is None:
             weight = safe_divide(real.astype(reward.dtype), real.sum().astype(reward.dtype))
@@ -208,8 +213,9 @@ class Group(NamedTuple):
         score = reward if score is None else as_floats("score", score, shape=(n,))
         check_finite("reward", reward)
         check_finite("score", score)
-        check_finite("ref_logp", jnp.where(mask, ref_logp, 0))
-        check_finite("old_logp", 0 if old_logp is None else jnp.where(mask, old_logp, 0))
+        check_logp("ref_logp", ref_logp, mask)
+        if old_logp is not None:
+            check_logp("old_logp", old_logp, mask)
         if not is_traced(weight) and bool((weight < 0).any() | ~jnp.isfinite(weight).all()):
             raise DomainError(f"weight is {weight}; every entry must be finite and at least 0")
         weight = safe_divide(weight, weight.sum())
@@ -221,7 +227,7 @@ class Group(NamedTuple):
         check_number("scale", scale, above=0)
         number = lambda x: jnp.asarray(x, reward.dtype)
         group = cls(
-            response=response.reshape(n, t),
+            response=response,
             mask=mask,
             weight=weight,
             reward=reward,
@@ -242,6 +248,33 @@ class Group(NamedTuple):
             mean_gain=number(0),
         )
         return jax.tree.map(lambda x: x[0], prepare(jax.tree.map(lambda x: x[None], group)))
+
+
+def _whole(argument: str, value: Any, *, at_least: int, at_most: int) -> Array:
+    """Whole numbers of any number type. Traced values pass."""
+    if is_traced(value):
+        return value
+    array = np.asarray(value)
+    if array.dtype.kind not in "biuf" or (array != np.round(array)).any():
+        raise TypeError(f"{argument} holds {array.dtype}; it must hold whole numbers")
+    bad = (array < at_least) | (array > at_most)
+    if bad.any():
+        raise DomainError(f"{argument} holds {array[bad].flat[0]}; every entry must be from {at_least} to {at_most}")
+    return jnp.asarray(array)
+
+
+def check_logp(argument: str, logp: Array, mask: Array) -> None:
+    """Refuse infinities and probabilities in the place of log-probabilities of tokens. Traced values pass."""
+    if is_traced(logp, mask):
+        return
+    logp = jnp.where(mask, logp, 0)
+    check_finite(argument, logp, advice="mask what cannot occur")
+    # One number may round to a little above 0, all of them do not.
+    if bool((logp >= 0).all() & (logp > 1e-3).any()):
+        raise DomainError(
+            f"{argument} holds probabilities (none negative, up to {logp.max():g}); log-probabilities are at most 0: "
+            "take their logarithm"
+        )
 
 
 class ExactGroup(Group):
@@ -295,6 +328,7 @@ def best_of_n_weights(weight: Float[Array, " A"], score: Float[Array, " A"], n: 
     Exact for large n and for masses of any size: with p the mass of a score and F the mass up to it, the difference
     is `F^n * -expm1(n * log1p(-p / F))`.
     """
+    check_number("n", n, at_least=1)
     weight = safe_divide(weight, weight.sum(-1, keepdims=True))
     order = jnp.argsort(score)
     mass = weight[order]
@@ -320,6 +354,10 @@ def prepare(groups: Group, logp: Float[Array, "B N T"] | None = None) -> Group:
         logp: the learner's token log-probabilities; without it `kl` and `mean_gain` are 0 (the learner is the
             reference). No gradient flows through it.
     """
+    if not isinstance(groups, Group) or groups.mask.ndim != 3:
+        raise TypeError("groups must be one Group with a batch axis: jax.tree.map(lambda *x: jnp.stack(x), *groups)")
+    if logp is not None and logp.shape != groups.mask.shape:
+        raise ShapeError(f"logp has shape {logp.shape}; the groups hold responses of shape {groups.mask.shape}")
     number = groups.draws.shape[0]
     each = lambda value: jnp.broadcast_to(value, (number,))
     per_group = lambda f: jax.vmap(f)(groups)

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
+from bandit_pft.errors import check_integer, check_key, check_memory
+
 BLOCK = 1024  # One float32 cumulative sum stays exact enough up to here; beyond, every level gets a fresh uniform.
 
 
@@ -34,6 +36,9 @@ def sample_categorical(key: Key[Array, ""], logp: Float[Array, " A"], n: int) ->
     Args:
         logp: log-probabilities, need not be normalised.
     """
+    check_key("key", key)
+    check_integer("n", n, at_least=0)
+    check_memory(f"n = {n}", 4 * n, "draw fewer at a time")
     return sample_from_uniform(jax.random.uniform(key, (levels(logp.shape[0]), n)), logp)
 
 

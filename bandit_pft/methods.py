@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, Literal, get_args
 
 import jax
@@ -13,7 +13,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from bandit_pft.errors import ConfigError, check_integer, check_number, is_traced, nearest
+from bandit_pft.errors import (
+    ConfigError,
+    ShapeError,
+    check_choice,
+    check_integer,
+    check_number,
+    is_traced,
+    naming,
+    shown,
+)
 from bandit_pft.objectives.core import Objective, get_objective
 from bandit_pft.policies import Policy, tabular
 from bandit_pft.problems import Problem
@@ -86,7 +95,7 @@ class Method:
         set_field = partial(object.__setattr__, self)
         set_field("objective", get_objective(self.objective))
         if not isinstance(self.hyper, Mapping):
-            raise TypeError(f"hyper is {self.hyper!r}; it must be a dictionary such as {{'beta': 0.1}}")
+            raise TypeError(f"hyper is {shown(self.hyper)}; it must be a dictionary such as {{'beta': 0.1}}")
         self._check()
         if self.reuse is None:
             where = jnp.where if is_traced(self.on_policy) else np.where
@@ -115,15 +124,20 @@ class Method:
         check_integer(
             "num_responses", self.num_responses, at_least=least, advice=f"{made.name} compares the responses of a group"
         )
-        for name, choices in (("data", get_args(Data)), ("reference", get_args(Reference))):
-            if getattr(self, name) not in choices:
-                raise ConfigError(f"{name} is {getattr(self, name)!r}: {nearest(getattr(self, name), choices)}")
-        if self.proxy is not None and self.proxy not in get_args(Proxy):
-            raise ConfigError(f"proxy is {self.proxy!r}: {nearest(self.proxy, get_args(Proxy))}, or None")
+        check_choice("data", self.data, get_args(Data))
+        check_choice("reference", self.reference, get_args(Reference))
+        if self.proxy is not None:
+            check_choice("proxy", self.proxy, get_args(Proxy))
+        if not isinstance(self.name, str):
+            raise TypeError(f"name is {shown(self.name)}; it must be a string")
         if not isinstance(self.policy, Policy):
-            raise TypeError(f"policy is {self.policy!r}; it must be a bandit_pft.policies.Policy such as `tabular`")
+            raise TypeError(f"policy is {shown(self.policy)}; it must be a Policy such as `tabular`")
         if not isinstance(self.optimizer, optax.GradientTransformation):
-            raise TypeError(f"optimizer is {self.optimizer!r}; it must be an optax optimiser such as optax.adam(1.0)")
+            raise TypeError(f"optimizer is {shown(self.optimizer)}; it must be made by optax, as optax.adam(1.0)")
+        if self.schedule is not None:
+            if not callable(self.schedule):
+                raise TypeError(f"schedule is {shown(self.schedule)}; it must be a function of the step, or None")
+            _check_schedule(self.schedule)
         if made.family == "distribution" and self.data != "exact":
             raise ConfigError(f"{made.name} looks at every response: use Method({made.name!r}, data='exact')")
         if self.data == "exact" and self.label_noise is not None and made.family != "preference":
@@ -134,6 +148,14 @@ class Method:
         for name in ("prompts", "minibatch"):
             if getattr(self, name) is not None:
                 check_integer(name, getattr(self, name), at_least=1)
+
+
+@lru_cache(maxsize=64)
+def _check_schedule(schedule: Callable[[Any], Any]) -> None:
+    with naming("schedule fails on a step"):
+        factor = jax.eval_shape(schedule, jax.ShapeDtypeStruct((), np.int32))
+    if np.shape(factor):
+        raise ShapeError(f"schedule returns shape {np.shape(factor)}; it must return one number")
 
 
 NUMERIC = ("learning_rate", "on_policy", "reuse", "label_noise", "min_gap", "threshold", "memory")

@@ -7,23 +7,26 @@ and cached factories below always give the same object for the same arguments.
 from __future__ import annotations
 
 import functools
+import inspect
 import itertools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, ParamSpec
 
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, Key, PyTree
 
-from bandit_pft.errors import ConfigError, check_integer, check_number
+from bandit_pft.errors import ConfigError, check_integer, check_number, shown
 from bandit_pft.kernels import logsumexp, sample_categorical
 from bandit_pft.problems import Context, Problem, log_softmax
 
 BATCH = 4096  # Sequences per forward pass when a transformer's whole table is listed.
 PRETRAIN_ROWS = 32  # Sequences per step of the transformer's first fit to the reference.
 NEVER = -1e30  # Finite stand-in for log 0 inside sums of logarithms, whose gradient at -inf is nan.
+
+P = ParamSpec("P")
 
 
 class Policy(NamedTuple):
@@ -177,7 +180,23 @@ def _allow(logits: Float[Array, "*B V"], ref_logits: Float[Array, "... V"]) -> F
     return jnp.where(jnp.isneginf(ref_logits), -jnp.inf, logits)
 
 
-@functools.cache
+def _once(make: Callable[P, Policy]) -> Callable[P, Policy]:
+    """`functools.cache` that names the argument which cannot be compared."""
+    made = functools.cache(make)
+
+    @functools.wraps(make)
+    def policy(*args: P.args, **settings: P.kwargs) -> Policy:
+        for name, value in inspect.signature(make).bind(*args, **settings).arguments.items():
+            try:
+                hash(value)
+            except TypeError:
+                raise TypeError(f"{name} is {shown(value)}; it must be a number, or a tuple for hidden") from None
+        return made(*args, **settings)
+
+    return policy
+
+
+@_once
 def context_network(
     hidden: tuple[int, ...] = (50, 256, 256), pretrain_steps: int = 100, pretrain_lr: float = 0.01
 ) -> Policy:
@@ -195,6 +214,8 @@ def context_network(
 
     Source: Tajwar et al. (2024), authors' code of the bandit experiments.
     """
+    if not isinstance(hidden, tuple):
+        raise TypeError(f"hidden is {shown(hidden)}; it must be a tuple of widths, such as (50, 256)")
     for width in hidden:
         check_integer("hidden", width, at_least=1)
     if not hidden:
@@ -236,7 +257,7 @@ def context_network(
 
 
 # --- autoregressive --------------------------------------------------------------------------------------------------
-@functools.cache
+@_once
 def transformer(
     layers: int = 3, heads: int = 3, width: int = 48, pretrain_steps: int = 100, pretrain_lr: float = 0.01
 ) -> Policy:

@@ -72,7 +72,7 @@ def standard_probe(problem: Problem, state: State) -> dict[str, Array]:
 def distribution_probe(problem: Problem, state: State) -> dict[str, Array]:
     """The standard numbers, and the whole policy as `log_prob` [A], the mean over contexts of pi, in nats."""
     if state.log_probs is None:
-        raise ConfigError("distribution_probe needs a problem whose responses can be enumerated")
+        raise ConfigError("distribution_probe needs responses that can be enumerated: use standard_probe")
     mean = jax.nn.logsumexp(state.log_probs, axis=0) - math.log(state.log_probs.shape[0])
     return {**standard_probe(problem, state), "log_prob": mean}
 

@@ -25,11 +25,15 @@ from bandit_pft.errors import (
     ResourceError,
     ShapeError,
     as_floats,
+    check_choice,
     check_finite,
     check_integer,
+    check_key,
+    check_memory,
     check_number,
     is_traced,
-    nearest,
+    naming,
+    shown,
 )
 from bandit_pft.kernels import sample_categorical
 
@@ -124,11 +128,13 @@ class Problem:
     def response_at(self, index: Int[Array, " N"]) -> Int[Array, "N T"]:
         """The responses that stand at these places of `responses()`."""
         self.require_enumerable("the list of responses")
-        return _decode(index, self.num_tokens, self.length, self.end, jnp)
+        _check_index("index", index, self.num_responses, "responses")
+        return _decode(jnp.asarray(index), self.num_tokens, self.length, self.end, jnp)
 
     def index_of(self, response: Int[Array, "N T"]) -> Int[Array, " N"]:
         """Places of responses in `responses()`."""
         self.require_enumerable("the list of responses")
+        response = self.as_response(response)
         sizes = _block_sizes(self.num_tokens, self.length, self.end)
         stop = _stop(self.length, self.end)
         if stop is None:
@@ -142,6 +148,7 @@ class Problem:
 
     def mask_of(self, response: Int[Array, "*N T"]) -> Bool[Array, "*N T"]:
         """The tokens that exist: all up to and including the first `end`."""
+        response = jnp.asarray(response)
         stop = _stop(self.length, self.end)
         if stop is None:
             return jnp.ones(response.shape, bool)
@@ -177,15 +184,24 @@ class Problem:
     # --- any policy of independent tokens ---------------------------------------------------------------------------
     def log_prob(self, logits: Float[Array, "T V"], response: Int[Array, "N T"]) -> Float[Array, "N T"]:
         """Log-probability of every token [nats] under independent tokens with these logits; 0 where masked."""
-        logp = log_softmax(logits)[jnp.arange(self.length), self.as_response(response)]
+        response = self.as_response(response)
+        logp = log_softmax(self._own(logits))[jnp.arange(self.length), response]
         return jnp.where(self.mask_of(response), logp, 0)
 
     def table(self, logits: Float[Array, "T V"]) -> Float[Array, " A"]:
         """Log-probability of every response [nats] under independent tokens with these logits."""
-        return self.token_totals(log_softmax(logits))
+        return self.token_totals(log_softmax(self._own(logits)))
+
+    def _own(self, logits: Array) -> Array:
+        """Logits of this problem's tokens: an index beyond their end would be clamped in silence."""
+        logits = jnp.asarray(logits)
+        if logits.shape != (self.length, self.num_tokens):
+            raise ShapeError(f"logits has shape {logits.shape}; it must be {(self.length, self.num_tokens)}")
+        return logits
 
     def sample(self, logits: Float[Array, "T V"], key: Key[Array, ""], n: int) -> Int[Array, "n T"]:
         """n responses of independent tokens with these logits."""
+        logits = self._own(logits)
         if self.length == 1:
             return sample_categorical(key, logits[0], n)[:, None]
         drawn = jax.vmap(lambda k, row: sample_categorical(k, row, n))(jax.random.split(key, self.length), logits).T
@@ -255,6 +271,7 @@ class Problem:
     def optimum(self, beta: Any) -> Float[Array, "S A"]:
         """log pi* of max E[r] - beta KL(pi || ref): pi* ~ ref exp(r / beta), every context. `beta` > 0 is traced."""
         check_number("beta", beta, above=0, advice="beta -> 0 is the reward's maximum")
+        beta = jnp.asarray(beta, self.bonus.dtype)
         tables = jax.vmap(lambda s: (self.ref_table(s), self.reward_table(s)))
         ref, reward = tables(jnp.arange(self.num_contexts))
         # Shifted before it is scaled: r / beta may overflow, (r - max r) / beta only underflows.
@@ -263,14 +280,26 @@ class Problem:
 
     def at(self, x: Array, context: Context) -> Array:
         """x[context], refusing a context that does not exist."""
-        if isinstance(context, (int, np.integer)) and not 0 <= context < self.num_contexts:
-            raise DomainError(f"context is {context}; contexts run from 0 to {self.num_contexts - 1}")
+        if np.shape(context):
+            raise ShapeError(f"context has shape {np.shape(context)}; it must be one number: vmap over several")
+        _check_index("context", context, self.num_contexts, "contexts")
         return x[context]
 
 
 def log_softmax(logits: Float[Array, "*B A"]) -> Float[Array, "*B A"]:
     """Normalised log-probabilities [nats]; -inf stays -inf and passes no gradient. nan spreads over its row."""
     return jnp.where(jnp.isneginf(logits), -jnp.inf, jax.nn.log_softmax(logits, axis=-1))
+
+
+def _check_index(argument: str, index: Any, count: int, what: str) -> None:
+    if is_traced(index):
+        return
+    array = np.asarray(index)
+    if array.dtype.kind not in "iu" and array.size:
+        raise TypeError(f"{argument} is {shown(index)}; it must be a whole number: {what} run from 0 to {count - 1}")
+    bad = (array < 0) | (array >= count)
+    if bad.any():
+        raise DomainError(f"{argument} is {array[bad].flat[0]}; {what} run from 0 to {count - 1}")
 
 
 # --- the order of sequences ------------------------------------------------------------------------------------------
@@ -372,7 +401,7 @@ def sequences(
     """
     token_reward = as_floats("reward", token_reward, shape=(None, None, None))
     _require_some(token_reward)
-    contexts, _, tokens = token_reward.shape
+    contexts, length, tokens = token_reward.shape
     check_finite("reward", token_reward)
     ref = _logits("ref", ref, None, token_reward.shape)
     data = ref if data is None else _logits("data", data, None, token_reward.shape)
@@ -380,6 +409,8 @@ def sequences(
         bonus = jnp.zeros(contexts, token_reward.dtype)
     bonus = as_floats("bonus", bonus, shape=(contexts,))
     check_finite("bonus", bonus)
+    if not isinstance(name, str):
+        raise TypeError(f"name is {shown(name)}; it must be a string")
     if features is None:
         if contexts > MOST_ONE_HOT:
             raise ResourceError(f"{contexts} contexts are too many for one-hot features: pass features=")
@@ -393,7 +424,8 @@ def sequences(
         if tokens < 2:
             raise ConfigError("end is the only token: add another one")
     if tokens == 1:
-        warnings.warn("one action: nothing to learn", stacklevel=2)
+        what = f"; for {contexts} actions in one context pass reward[:, 0]" if contexts > 1 and length == 1 else ""
+        warnings.warn(f"one action: nothing to learn (reward has shape {(contexts, tokens)}{what})", stacklevel=3)
     problem = Problem(ref, token_reward, bonus, features, data, end, reward_fn, name)
     if reward_fn is not None:
         _check_reward_fn(problem, reward_fn)
@@ -409,12 +441,12 @@ def _check_reward_fn(problem: Problem, reward_fn: Callable[[Array, Array, Array]
     who = getattr(reward_fn, "__name__", repr(reward_fn))
     response = jnp.zeros(problem.length, jnp.int32)
     given = problem.features[0], response, problem.mask_of(response)
-    try:
+    with naming(f"reward_fn {who} fails on (features, response, mask) of one response"):
         first, second = (jnp.asarray(reward_fn(*given)) for _ in range(2))
-    except Exception as error:
-        raise ConfigError(f"reward_fn {who} fails on (features, response, mask) of one response: {error}") from error
+        jax.eval_shape(reward_fn, *given)
     if first.shape != ():
         raise ConfigError(f"reward_fn {who} returns shape {first.shape}; it must return one number per response")
+    check_finite(f"reward_fn {who} of response {response.tolist()}", first)
     if not is_traced(first, second) and not bool(first == second):
         raise ConfigError(f"reward_fn {who} returned {first}, then {second} for the same response: it must be pure")
 
@@ -438,8 +470,8 @@ def _logits(argument: str, logits: Any, probs: Any, shape: tuple[int, ...]) -> A
         raise DomainError(f"{argument} allows no action{where}: every entry is -inf; leave at least one finite")
     if argument != "probs" and shape[-1] > 1 and (exact >= 0).all() and (abs(exact.sum(-1) - 1) < 1e-4).all():
         raise DomainError(
-            f"{argument} holds probabilities (none negative, sum 1); it must hold logits. "
-            "Pass them as probs=, or subtract their maximum if they are logits"
+            f"{argument} holds probabilities (none negative, sum 1); it must hold logits. Pass np.log of them (a "
+            "bandit's reference also as probs=), or subtract their maximum if they are logits"
         )
     # Normalised in float64: log-probabilities of 1e-30 keep every digit that the array type has.
     shifted = exact - exact.max(-1, keepdims=True)
@@ -469,12 +501,18 @@ def peaks(num_actions: int, places: Any, widths: Any, heights: Any = 1.0) -> Flo
         places, widths: in actions; a number or one per peak, traced. heights: likewise, may be negative (valleys).
 
     Raises:
-        ShapeError: lists of different lengths. DomainError: a width that is not above 0.
+        ShapeError: lists of different lengths. DomainError: a width that is not above 0, nan. ResourceError: more
+        actions than memory.
     """
     check_integer("num_actions", num_actions, at_least=1)
-    check_number("widths", widths if is_traced(widths) else np.asarray(widths), above=0)
+    check_memory(f"num_actions = {num_actions}", 4 * num_actions, "take fewer actions")
     lists = {"places": places, "widths": widths, "heights": heights}
-    lists = {name: jnp.atleast_1d(jnp.asarray(value, float)) for name, value in lists.items()}
+    lists = {name: jnp.atleast_1d(as_floats(name, value)) for name, value in lists.items()}
+    for name, value in lists.items():
+        check_finite(name, value)
+    if not is_traced(widths):
+        for width in np.ravel(np.asarray(widths)):
+            check_number("widths", width, above=0)
     number = max(value.shape[0] for value in lists.values())
     for name, value in lists.items():
         if value.ndim != 1 or value.shape[0] not in (1, number):
@@ -500,8 +538,11 @@ def paper_reference(
     Source: Tajwar et al. (2024), section 4 and the authors' code; exact bin masses in float64.
     """
     check_integer("num_actions", num_actions, at_least=1)
+    check_memory(f"num_actions = {num_actions}", 32 * num_actions, "take fewer actions")
     if key is not None:
+        check_key("key", key)
         check_integer("samples", samples, at_least=1)
+        check_memory(f"samples = {samples}", 16 * samples, "take fewer samples")
         place = jnp.tanh(jax.random.cauchy(key, (samples,)) * 0.4 - 0.7)
         count = jnp.bincount(
             jnp.clip((place + 1) / 2 * num_actions, 0, num_actions - 1).astype(jnp.int32), length=num_actions
@@ -528,14 +569,15 @@ def paper_bandit(
     Raises:
         ConfigError: an unknown reward, or no key where one is needed.
     """
-    if which not in _PEAKS:
-        raise ConfigError(f"no bandit of the paper is named {which!r}: {nearest(which, _PEAKS)}")
+    check_choice("which", which, _PEAKS)
     check_integer("contexts", contexts, at_least=1)
+    check_memory(f"contexts = {contexts}", 2000 * contexts, "take fewer contexts")
     if key is None and (contexts > 1 or empirical):
         raise ConfigError("key is None; several contexts and the empirical reference need one: jax.random.key(0)")
     features = None
     reference = paper_reference()
     if key is not None:
+        check_key("key", key)
         for_features, for_reference = jax.random.split(key)
         features = jax.random.uniform(for_features, (contexts, 100))
         reference = paper_reference(key=for_reference) if empirical else reference
@@ -566,12 +608,19 @@ def contextual_bandit(
     Raises:
         ConfigError: an unknown rule, no context or no feature.
     """
-    check_integer("contexts", contexts, at_least=1)
-    check_integer("features", features, at_least=1)
-    if rule not in ("sign", "linear"):
-        raise ConfigError(f"no rule is named {rule!r}: {nearest(rule, ('sign', 'linear'))}")
-    share = lambda value, default: default * num_actions if value is None else value
-    centre, shift, width = share(centre, 0.7), share(shift, 0.05), share(width, 0.1)
+    check_key("key", key)
+    for argument, value in (("contexts", contexts), ("features", features), ("num_actions", num_actions)):
+        check_integer(argument, value, at_least=1)
+    check_memory(f"contexts = {contexts}", 4 * contexts * (features + 4 * num_actions), "take fewer of them")
+    check_choice("rule", rule, ("sign", "linear"))
+
+    def share(argument: str, value: Any, default: float) -> Array:
+        value = default * num_actions if value is None else value
+        check_number(argument, value)
+        return as_floats(argument, value)
+
+    centre, shift, width = share("centre", centre, 0.7), share("shift", shift, 0.05), share("width", width, 0.1)
+    check_number("width", width, above=0)
     seen = jax.random.uniform(key, (contexts, features))
     lean = 2 * seen[:, 0] - 1
     place = centre + shift * (jnp.sign(lean) if rule == "sign" else lean)
@@ -590,9 +639,9 @@ def paper_sequences(which: str, length: int = 9) -> Problem:
         ConfigError: an unknown reward.
     """
     places = {"R6": 70.0, "R7": 20.0}
-    if which not in places:
-        raise ConfigError(f"no sequences of the paper are named {which!r}: {nearest(which, places)}")
+    check_choice("which", which, places)
     check_integer("length", length, at_least=1)
+    check_memory(f"length = {length}", 160_000 * length, "take shorter sequences")
     reward = peaks(100, places[which], 10.0) / (length + 1)
     everywhere = lambda x: jnp.tile(x, (100, length, 1))
     return sequences(everywhere(reward), everywhere(paper_reference()), bonus=reward, name=which)
@@ -622,10 +671,10 @@ def length_problem(
     Raises:
         ConfigError: an unknown kind, fewer than 2 tokens. DomainError: a hazard outside (0, 1).
     """
-    if kind not in ("min", "mode", "skew"):
-        raise ConfigError(f"no length problem is named {kind!r}: {nearest(kind, ('min', 'mode', 'skew'))}")
+    check_choice("kind", kind, ("min", "mode", "skew"))
     check_integer("vocabulary", vocabulary, at_least=2)
     check_integer("length", length, at_least=1)
+    check_memory(f"vocabulary = {vocabulary} and length = {length}", 40 * vocabulary * length, "take fewer of them")
     mode = 0.75 * length if mode is None else mode
     spread = length / 8 if spread is None else spread
     check_number("mode", mode, at_least=0)
@@ -651,6 +700,9 @@ def length_problem(
 def _hazard_logits(argument: str, hazard: Any, vocabulary: int, length: int) -> np.ndarray:
     as_floats(argument, hazard, shape=(length,))
     hazard = np.asarray(hazard, np.float64)
-    check_number(argument, hazard, above=0, below=1)
+    outside = ~((hazard > 0) & (hazard < 1))
+    if outside.any():
+        place = int(np.argmax(outside))
+        raise DomainError(f"{argument} is {hazard[place]} at token {place}; it must be greater than 0 and below 1")
     token = np.log1p(-hazard) - np.log(vocabulary - 1)
     return np.concatenate([np.tile(token[:, None], (1, vocabulary - 1)), np.log(hazard)[:, None]], axis=1)

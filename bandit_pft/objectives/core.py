@@ -6,7 +6,7 @@ import functools
 import importlib
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple, cast, get_args
 
 import jax
@@ -14,8 +14,18 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from bandit_pft.errors import ConfigError, ShapeError, check_hyper, check_number, is_traced, nearest
-from bandit_pft.groups import ExactGroup, Group, prepare
+from bandit_pft.errors import (
+    ConfigError,
+    ShapeError,
+    as_floats,
+    check_choice,
+    check_hyper,
+    check_number,
+    naming,
+    nearest,
+    shown,
+)
+from bandit_pft.groups import ExactGroup, Group, check_logp, prepare
 
 Family = Literal["supervised", "reward", "preference", "unpaired", "distribution", "penalty"]
 Logp = Float[Array, "N T"]
@@ -78,6 +88,8 @@ class Objective:
 
     def __call__(self, logp: Logp, group: Group, **hyper: Any) -> Loss:
         check_hyper(self.name, hyper, self.hyper)
+        if not isinstance(group, Group):
+            raise TypeError(f"group is {shown(group)}; make one with Group.of(reward=..., ref_logp=...)")
         if logp.shape != group.mask.shape:
             raise ShapeError(f"logp has shape {logp.shape}; the group holds responses of shape {group.mask.shape}")
         hide = lambda x: jnp.where(group.mask, x, 0)
@@ -86,7 +98,14 @@ class Objective:
         for name, value in numbers.items():
             if value.ndim:
                 raise ShapeError(f"{self.name}: {name} has shape {value.shape}; it must be a number: vmap over several")
-        return self.function(hide(logp), clean, **numbers)
+        with naming(f"objective {self.name} fails"):
+            loss = jnp.asarray(self.function(hide(logp), clean, **numbers))
+        if loss.shape or not jnp.issubdtype(loss.dtype, jnp.floating):
+            raise ShapeError(
+                f"objective {self.name} returns {loss.dtype} of shape {loss.shape}; it must return one float: reduce "
+                "with group.mean, token_mean or pair_mean"
+            )
+        return loss
 
     @property
     def summary(self) -> str:
@@ -150,12 +169,12 @@ def as_objective(function: Callable[..., Loss] | Objective, *, family: str = "re
     """An objective from a plain function, without registering it."""
     if isinstance(function, Objective):
         return function
-    if family not in get_args(Family):
-        raise ConfigError(f"family is {family!r}: {nearest(family, get_args(Family))}")
-    if not callable(function):
-        raise TypeError(f"objective is {function!r}; it must be a function of (logp, group, *, ...)")
-    parameters = list(inspect.signature(function).parameters.values())
+    check_choice("family", family, get_args(Family))
     name = getattr(function, "__name__", type(function).__name__)
+    try:
+        parameters = list(inspect.signature(function).parameters.values())
+    except (TypeError, ValueError) as error:  # Not callable, or written in C.
+        raise TypeError(f"objective is {shown(function)}; it must be a function of (logp, group, *, ...)") from error
     if len(parameters) < 2 or any(p.kind is not p.KEYWORD_ONLY or p.default is p.empty for p in parameters[2:]):
         raise ConfigError(
             f"{name}{inspect.signature(function)} must be {name}(logp, group, *, hyper=default, ...): "
@@ -163,7 +182,10 @@ def as_objective(function: Callable[..., Loss] | Objective, *, family: str = "re
         )
     if not inspect.getdoc(function):
         raise ConfigError(f"{name} has no docstring: say in one line what it does, and its formula as 'L = ...'")
-    return Objective(function, name, cast(Family, family), paper, {p.name: float(p.default) for p in parameters[2:]})
+    defaults = {p.name: p.default for p in parameters[2:]}
+    made = Objective(function, name, cast(Family, family), paper, defaults)
+    made.check(defaults)
+    return replace(made, hyper={name: float(value) for name, value in defaults.items()})
 
 
 def get_objective(which: str | Objective | Callable[..., Loss]) -> Objective:
@@ -181,7 +203,7 @@ def get_objective(which: str | Objective | Callable[..., Loss]) -> Objective:
     module, _, attribute = which.partition(":")
     try:
         return as_objective(getattr(importlib.import_module(module), attribute))
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise ConfigError(f"objective {which!r} cannot be loaded: {error}") from error
 
 
@@ -202,8 +224,10 @@ def force(objective: Objective | str, logp: Logp, group: Group, **hyper: Any) ->
         ConfigError: unknown objective or hyper-parameter. DomainError: a value out of range. ShapeError: as named.
     """
     made = get_objective(objective)
-    if not is_traced(hyper):
-        made.check(hyper)
+    made.check(hyper)
+    logp = as_floats("logp", logp, shape=(None, None))
+    if isinstance(group, Group) and group.mask.shape == logp.shape:
+        check_logp("logp", logp, group.mask)
     return -jax.grad(lambda x: made(x, group, **hyper))(logp)
 
 
@@ -254,9 +278,8 @@ def with_kl(
     Source: Tang and Munos 2025, "On a few pitfalls in KL divergence gradient estimation for RL"; Schulman 2020.
     """
     made = get_objective(objective)
-    for argument, value, known in (("kl", kl, KL_ESTIMATES), ("place", place, ("loss", "reward"))):
-        if value not in known:
-            raise ConfigError(f"{argument} is {value!r}: {nearest(str(value), known)}")
+    check_choice("kl", kl, KL_ESTIMATES)
+    check_choice("place", place, ("loss", "reward"))
     if "kl_coef" in made.hyper:
         raise ConfigError(f"{made.name} has a KL penalty of its own: set its kl_coef instead")
     if place == "reward" and not measure(made).reads_reward:
