@@ -1,38 +1,94 @@
 # `make demo` and `make test` set up everything they need, once, in .venv (Python 3.11 to 3.13: PYTHON=python3.12).
 PYTHON ?= python3
-BIN := .venv/bin
+VENV ?= .venv
+BIN := $(VENV)/bin
 WORKERS ?= auto
+# TESTS="tests/test_groups.py -k kl" runs only these.
+TESTS ?=
+PYTEST := pytest -n $(WORKERS) --dist loadfile $(TESTS)
 
-.PHONY: demo test lint bench clean
+# A lane sets these; otherwise all tests run with the newest versions that this Python can have.
+EXTRAS ?= test
+PIP_OPTIONS ?=
 
-demo: .venv/core.stamp  ## the headline comparison: table, figures/, results/
+.PHONY: demo test test-lowest test-newest coverage lint audit bench clean
+
+demo: $(VENV)/core.stamp  ## the headline comparison: table, figures/, results/
 	$(BIN)/bandit-pft demo
 
-test: .venv/test.stamp  ## run every test
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+test: $(VENV)/$(EXTRAS).stamp  ## run every test
+	$(BIN)/python -m $(PYTEST)
 
-lint: .venv/test.stamp  ## style, types, and README's table of objectives
+# Lanes have folders of their own, and fail where their Python is missing; PYTHON=... says where it is.
+test-lowest: PYTHON = python3.11
+test-lowest:  ## run every test with the oldest Python and libraries that pyproject.toml allows
+	$(call need_python,3.11)
+	$(PYTHON) -c '$(LOWER_BOUNDS)' > .venv-lowest.txt
+	$(MAKE) test VENV=.venv-lowest PYTHON=$(PYTHON) PIP_OPTIONS="--constraint .venv-lowest.txt"
+
+test-newest: PYTHON = python3.13
+test-newest:  ## run the tests with the newest Python and libraries; no PyTorch, whose builds for it take gigabytes
+	$(call need_python,3.13)
+	rm -f .venv-newest/*.stamp
+	$(MAKE) test VENV=.venv-newest PYTHON=$(PYTHON) PIP_OPTIONS="--upgrade --upgrade-strategy eager" EXTRAS=test-core \
+	  TESTS="$(NO_TORCH) $(TESTS)"
+
+coverage: $(VENV)/test.stamp  ## run every test, then name the lines and branches that none of them reached
+	$(BIN)/python -m $(PYTEST) --cov --cov-report=term-missing:skip-covered
+
+lint: $(VENV)/test.stamp  ## style, types, and README's table of objectives
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/bandit-pft readme --check
 
-bench: .venv/test.stamp  ## measure the engine against other implementations
+# Builds such as 2.13.0+cpu are known to the service by their version alone; what it does not know is an error.
+audit: $(VENV)/test.stamp .venv-audit/bin/pip-audit  ## known vulnerabilities of everything that is installed
+	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+.*//' > .venv-audit/installed.txt
+	.venv-audit/bin/pip-audit --strict --no-deps --disable-pip -r .venv-audit/installed.txt
+
+bench: $(VENV)/test.stamp  ## measure the engine against other implementations
 	$(BIN)/python -m benchmarks
 
 clean:
-	rm -rf .venv
+	rm -rf .venv .venv-*
 
-.venv/bin/python:
-	$(PYTHON) -m venv .venv
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --upgrade pip
 
-.venv/core.stamp: pyproject.toml | .venv/bin/python
+$(VENV)/core.stamp: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install -e .
 	touch $@
 
+$(VENV)/test-core.stamp: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install $(PIP_OPTIONS) -e '.[test-core]'
+	touch $@ $(VENV)/core.stamp
+
 # PyTorch goes first and alone: what depends on it would otherwise choose its own, much larger build.
-.venv/test.stamp: pyproject.toml | .venv/bin/python
-	$(BIN)/python -m pip install torch==2.13.0
-	$(BIN)/python -m pip install -e '.[test]'
-	touch $@ .venv/core.stamp
+$(VENV)/test.stamp: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install '$(shell sed -n 's/.*"\(torch==.*\)".*/\1/p' pyproject.toml)'
+	$(BIN)/python -m pip install $(PIP_OPTIONS) -e '.[test]'
+	touch $@ $(VENV)/core.stamp $(VENV)/test-core.stamp
+
+.venv-audit/bin/pip-audit:
+	$(PYTHON) -m venv .venv-audit
+	.venv-audit/bin/python -m pip install pip-audit
+
+# A test that needs PyTorch says so in its name, or stands in such a file; any other fails without it.
+NO_TORCH := --ignore=tests/test_trl.py -k 'not torch'
+
+define LOWER_BOUNDS
+import tomllib; project = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
+print(*(text.replace(">=", "==") for text in project["dependencies"]), sep="\n")
+endef
+
+define need_python
+@$(PYTHON) -c 'import sys; sys.exit("%d.%d" % sys.version_info[:2] != "$(1)")' || \
+  { echo "$@ needs Python $(1), which $(PYTHON) is not: install it, or name it with PYTHON=..." >&2; exit 1; }
+endef
+
+# pyenv hides every interpreter but the selected ones: show all, the selected ones first.
+ifneq ($(shell which pyenv 2>/dev/null),)
+export PYENV_VERSION := $(shell pyenv version-name):$(shell pyenv versions --bare --skip-aliases | paste -sd:)
+endif

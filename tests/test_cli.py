@@ -1,13 +1,18 @@
 """The command line does what it says, and explains wrong input in one line."""
 
 import re
+import subprocess
+import sys
+import warnings
 
+import jax
 import numpy as np
 import pytest
 
 from bandit_pft import cli, load, measure, paper
 from bandit_pft.errors import ConfigError
 from bandit_pft.objectives import OBJECTIVES
+from bandit_pft.objectives.core import as_objective
 
 TINY = ["--problems", "R5", "--contexts", "3", "--steps", "4", "--seeds", "2"]
 
@@ -264,3 +269,77 @@ def test_an_old_table_is_noticed_and_renewed(tmp_path, capsys):
     cells = {line.split("|")[1].strip(): line.split("|")[3].strip() for line in text.splitlines() if "| `" in line}
     assert (cells["`dpo`"], cells["`best_of_n`"], cells["`reinforce_group`"]) == ("yes", "", "yes")
     assert len(cells) == len(OBJECTIVES)
+
+
+# --- ways in and out -------------------------------------------------------------------------------------------------
+def test_python_m_bandit_pft_is_the_command():
+    done = subprocess.run([sys.executable, "-m", "bandit_pft", "list", "problems"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert {*paper.TITLES, *paper.SEQUENCES, *paper.LENGTHS} <= {line.split()[0] for line in done.stdout.splitlines()}
+
+
+@pytest.fixture
+def ends_with(monkeypatch, capsys):
+    """The exit code of a run, and what it prints as errors, where the computation ends like this."""
+
+    def run(end):
+        monkeypatch.setattr(cli, "sweep", end)
+        with warnings.catch_warnings():
+            warnings.simplefilter("always")
+            return cli.main(["run", "dpo"]), capsys.readouterr().err
+
+    return run
+
+
+def test_a_warning_is_one_line_without_a_place_in_the_code(ends_with):
+    def warn(*_, **__):
+        warnings.warn("two runs turned nan", stacklevel=1)
+        raise ConfigError("seen")
+
+    assert ends_with(warn) == (2, "warning: two runs turned nan\nbandit-pft: seen\n")
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path, capsys):
+    assert cli.main(["readme", "--file", str(tmp_path)]) == 2
+    assert capsys.readouterr().err == f"bandit-pft: {tmp_path}: Is a directory\n"
+
+
+def test_a_paper_that_the_bibliography_lacks_is_named(monkeypatch, capsys):
+    only = {"tajwar2024preference": "@inproceedings{tajwar2024preference,\n}"}
+    monkeypatch.setattr(cli, "bibliography", lambda: only)
+    assert cli.main(["cite", "dpo"]) == 2
+    assert "papers.bib has no 'rafailov2023direct'" in capsys.readouterr().err
+
+
+def test_compiled_programs_are_kept_in_the_users_cache_unless_another_is_named(monkeypatch, tmp_path):
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = {name: getattr(jax.config, name) for name in names}
+    try:
+        jax.config.update("jax_compilation_cache_dir", "named by the user")
+        cli._keep_programs()
+        assert jax.config.jax_compilation_cache_dir == "named by the user"
+        monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+        cli._keep_programs()
+        assert jax.config.jax_compilation_cache_dir == str(tmp_path / "bandit_pft" / "programs")
+        monkeypatch.delenv("XDG_CACHE_HOME")
+        monkeypatch.setenv("HOME", str(tmp_path / "home"))
+        cli._keep_programs()
+        assert jax.config.jax_compilation_cache_dir == str(tmp_path / "home" / ".cache" / "bandit_pft" / "programs")
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
+
+
+def test_an_objective_without_a_paper_or_a_gradient_is_described_as_it_is():
+    def nothing(logp, group):
+        """Do nothing.
+
+        L = 0
+        """
+        return 0 * logp.sum()
+
+    lines = cli.describe(as_objective(nothing)).splitlines()
+    assert lines[:2] == ["nothing: Do nothing.", "  L = 0"]
+    assert "force    none;" in lines[3]
+    assert "reads    nothing but logp; does not change when all rewards shift" in lines[4]
