@@ -11,7 +11,7 @@ PYTEST := pytest -n $(WORKERS) --dist loadfile $(TESTS)
 EXTRAS ?= test
 PIP_OPTIONS ?=
 
-.PHONY: demo test test-lowest test-newest coverage lint audit bench clean
+.PHONY: demo test test-lowest test-newest coverage lint audit bench soak clean
 
 demo: $(VENV)/core.stamp  ## the headline comparison: table, figures/, results/
 	$(BIN)/bandit-pft demo
@@ -49,6 +49,9 @@ audit: $(VENV)/test.stamp .venv-audit/bin/pip-audit  ## known vulnerabilities of
 
 bench: $(VENV)/test.stamp  ## measure the engine against other implementations
 	$(BIN)/python -m benchmarks
+
+soak: $(VENV)/test.stamp  ## kills, fuzzing, nightly properties, lanes, benchmark: some hours, one table
+	$(BIN)/python tests/soak.py
 
 clean:
 	rm -rf .venv .venv-*

@@ -93,22 +93,26 @@ def _is_real(dtype: Any) -> bool:
     return any(jax.numpy.issubdtype(dtype, kind) for kind in (jax.numpy.floating, jax.numpy.integer))
 
 
+def as_numpy(argument: str, value: Any) -> np.ndarray:
+    """A rectangular array of whatever it is that it holds."""
+    if np.ma.is_masked(value):
+        raise DomainError(f"{argument} is a masked array, whose hidden entries would count: fill or drop them first")
+    if isinstance(value, jax.Array) and jax.numpy.issubdtype(value.dtype, jax.dtypes.extended):
+        raise TypeError(f"{argument} holds {value.dtype}; it must hold real numbers")
+    try:
+        return np.asarray(value)
+    except RuntimeError as error:  # A torch tensor that tracks gradients.
+        raise TypeError(f"{argument} cannot be read as numbers: {error}") from error
+    except (TypeError, ValueError) as error:
+        raise ShapeError(
+            f"{argument} is not a rectangular array of numbers: {error}. "
+            "Pad ragged rows and mask the padding with -inf logits."
+        ) from error
+
+
 def as_floats(argument: str, value: Any, *, shape: tuple[int | None, ...] | None = None) -> jax.Array:
     """A float array of exactly this shape (None: any size), finite or -inf-free as the caller checks."""
-    if isinstance(value, jax.Array):
-        array = value
-    elif np.ma.is_masked(value):
-        raise DomainError(f"{argument} is a masked array, whose hidden entries would count: fill or drop them first")
-    else:
-        try:
-            array = np.asarray(value)
-        except RuntimeError as error:  # A torch tensor that tracks gradients.
-            raise TypeError(f"{argument} cannot be read as numbers: {error}") from error
-        except (TypeError, ValueError) as error:
-            raise ShapeError(
-                f"{argument} is not a rectangular array of numbers: {error}. "
-                "Pad ragged rows and mask the padding with -inf logits."
-            ) from error
+    array = value if isinstance(value, jax.Array) else as_numpy(argument, value)
     if not _is_real(array.dtype):
         what = f"{array.dtype}"
         if array.dtype == object and array.size:

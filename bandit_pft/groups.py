@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from bandit_pft.errors import DomainError, ShapeError, as_floats, check_finite, check_number, is_traced
+from bandit_pft.errors import DomainError, ShapeError, as_floats, as_numpy, check_finite, check_number, is_traced
 from bandit_pft.kernels import total
 
 
@@ -254,7 +254,7 @@ def _whole(argument: str, value: Any, *, at_least: int, at_most: int) -> Array:
     """Whole numbers of any number type. Traced values pass."""
     if is_traced(value):
         return value
-    array = np.asarray(value)
+    array = as_numpy(argument, value)
     if array.dtype.kind not in "biuf" or (array != np.round(array)).any():
         raise TypeError(f"{argument} holds {array.dtype}; it must hold whole numbers")
     bad = (array < at_least) | (array > at_most)

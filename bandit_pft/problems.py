@@ -25,6 +25,7 @@ from bandit_pft.errors import (
     ResourceError,
     ShapeError,
     as_floats,
+    as_numpy,
     check_choice,
     check_finite,
     check_integer,
@@ -163,7 +164,7 @@ class Problem:
         """
         if is_traced(response):
             return response
-        array = np.asarray(response)
+        array = as_numpy("response", response)
         if array.dtype.kind == "f" and np.isfinite(array).all() and (array == np.round(array)).all():
             array = array.astype(np.int64)
         if array.dtype.kind not in "iu":
@@ -294,7 +295,7 @@ def log_softmax(logits: Float[Array, "*B A"]) -> Float[Array, "*B A"]:
 def _check_index(argument: str, index: Any, count: int, what: str) -> None:
     if is_traced(index):
         return
-    array = np.asarray(index)
+    array = as_numpy(argument, index)
     if array.dtype.kind not in "iu" and array.size:
         raise TypeError(f"{argument} is {shown(index)}; it must be a whole number: {what} run from 0 to {count - 1}")
     bad = (array < 0) | (array >= count)

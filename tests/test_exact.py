@@ -408,6 +408,16 @@ def test_the_alpha_divergence_runs_from_the_forward_to_the_reverse_kl() -> None:
             np.testing.assert_allclose(at(alpha), wanted, rtol=1e-3, atol=1e-4)
 
 
+def test_jeffreys_divergence_runs_from_the_forward_to_the_backward_kl() -> None:
+    group, logp = table(PI, np.exp(OLD)), jnp.asarray(PI[:, None])
+    at = lambda name, **hyper: float(OURS[name](logp, group, **hyper))
+    forward, backward = at("bond_forward"), at("bond_backward")
+    assert abs(forward - backward) > 0.01
+    for weight in (0.0, 0.3, 1.0):
+        wanted = (1 - weight) * forward + weight * backward
+        np.testing.assert_allclose(at("bond_jeffreys", jeffreys_weight=weight), wanted, rtol=1e-12)
+
+
 @pytest.mark.parametrize("name", TABLES)
 def test_a_divergence_refuses_a_sample_and_says_what_to_do(name: str) -> None:
     with pytest.raises(ConfigError, match="ExactGroup"):

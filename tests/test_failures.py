@@ -521,11 +521,11 @@ def as_users_see_it(monkeypatch):
 @pytest.fixture
 def nothing_compiles(monkeypatch):
     """Every jitted function of the package, and what is jitted from now on, stops where it would be compiled."""
-    jit = jax.jit
+    jit, jitted = jax.jit, type(jax.jit(len))
     for name, module in list(sys.modules.items()):
         if name.partition(".")[0] == "bandit_pft":
             for attribute, value in list(vars(module).items()):
-                if isinstance(value, type(jit(len))):
+                if isinstance(value, jitted):
                     monkeypatch.setattr(module, attribute, Uncompiled(value))
     monkeypatch.setattr(jax, "jit", lambda *args, **options: Uncompiled(jit(*args, **options)))
 

@@ -184,8 +184,29 @@ def test_gumbel_scores_prefer_with_the_logistic_of_the_gap() -> None:
 
 
 def test_exact_labels_without_noise_are_the_sampled_ones() -> None:
-    given = {"reward": [0.3, 0.3, 1.0], "ref_logp": np.zeros(3), "min_gap": 0.2}
-    np.testing.assert_array_equal(ExactGroup.of(**given).preferred(), Group.of(**given).preferred())
+    for gap in (0.0, 0.2):
+        given = {"reward": [0.3, 0.3, 1.0], "ref_logp": np.zeros(3), "min_gap": gap}
+        np.testing.assert_array_equal(ExactGroup.of(**given).preferred(), Group.of(**given).preferred())
+
+
+def test_desirable_is_what_scores_above_a_threshold_that_is_the_mean_score_by_default() -> None:
+    mask = np.array([[1], [1], [1], [0]], bool)
+    given: dict[str, Any] = {
+        "reward": np.zeros(4),
+        "score": [0.0, 1.0, 2.0, 9.0],
+        "ref_logp": np.zeros(4),
+        "mask": mask,
+    }
+    group = Group.of(**given)
+    assert float(group.threshold) == 1
+    np.testing.assert_array_equal(group.desirable()[:3], [0, 0, 1])
+    np.testing.assert_allclose(Group.of(**given, weight=[1, 1, 2, 0]).threshold, 1.25)
+
+
+def test_weights_count_in_proportion_whatever_they_sum_to() -> None:
+    group = Group.of(reward=[1.0, 0.0], ref_logp=np.zeros(2), weight=[3.0, 1.0])
+    np.testing.assert_allclose(group.weight, [0.75, 0.25])
+    assert float(group.expect(group.reward)) == 0.75
 
 
 # --- baselines -----------------------------------------------------------------------------------------------------
@@ -205,6 +226,13 @@ def test_baselines_are_the_mean_of_the_others_and_the_bessel_corrected_deviation
         np.testing.assert_allclose(own[b, real], rewards - rewards.mean(), atol=1e-6)
         np.testing.assert_allclose(deviation[b], rewards.std(ddof=1), atol=1e-6)
     assert checked >= 4
+
+
+def test_the_deviation_of_a_distribution_has_no_correction_for_the_size_of_a_sample() -> None:
+    reward, weight = np.array([1.0, 0.0, 4.0]), np.array([0.5, 0.2, 0.3])
+    table = ExactGroup.of(reward=reward, ref_logp=np.zeros(3), weight=weight, draws=3)
+    deviation = np.sqrt(weight @ (reward - weight @ reward) ** 2)
+    np.testing.assert_allclose(table.standard_deviation(), deviation, rtol=1e-6)
 
 
 def test_a_single_response_has_no_advantage_no_pair_and_no_nan() -> None:

@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy import stats
+from scipy import special, stats
 
-from bandit_pft.kernels import levels, sample_categorical, sample_from_uniform
+from bandit_pft.kernels import levels, logsumexp, sample_categorical, sample_from_uniform
 
 
 def log_probs(count: int, seed: int = 0) -> np.ndarray:
@@ -63,6 +63,16 @@ def test_a_forbidden_action_is_never_drawn_even_at_the_ends(count):
         assert np.isfinite(logp[np.asarray(drawn)]).all()
 
 
+@pytest.mark.parametrize("count", [12, 300, 5000])
+def test_the_smallest_uniform_draws_the_first_action_that_is_allowed(count):
+    """Also where a whole row of the search, or a whole block, is forbidden before it."""
+    logp = np.full(count, -np.log(count), np.float32)
+    for first in (1, count // 2, count - 1):
+        logp[:first] = -np.inf
+        drawn = sample_from_uniform(jnp.zeros((levels(count), 1), jnp.float32), jnp.asarray(logp))
+        assert int(drawn[0]) == first
+
+
 @pytest.mark.parametrize("count", [10, 101, 2000])
 def test_no_quantile_leads_to_a_forbidden_action_or_backwards(count):
     """Also at the seams between the rows of the search, where sums are rounded."""
@@ -86,3 +96,12 @@ def test_the_same_uniforms_give_nearly_the_same_draws_under_a_nearby_policy():
     first = sample_from_uniform(uniform, jnp.asarray(log_probs(100)))
     second = sample_from_uniform(uniform, jnp.asarray(log_probs(100)) + 1e-3 * jnp.arange(100) / 100)
     assert (first == second).mean() > 0.98
+
+
+def test_the_logarithm_of_a_sum_survives_huge_logits_and_rows_without_any_mass():
+    x = np.random.default_rng(3).normal(0, 3, (4, 50)).astype(np.float32)
+    x[1] += 1e4
+    x[2, ::2] = x[3] = -np.inf
+    np.testing.assert_allclose(logsumexp(jnp.asarray(x)), np.logaddexp.reduce(x.astype(float), -1), rtol=1e-6)
+    slope = jax.grad(lambda x: logsumexp(x).sum())(jnp.asarray(x[:3]))
+    np.testing.assert_allclose(slope, special.softmax(x[:3].astype(float), -1), atol=1e-6)

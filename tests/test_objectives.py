@@ -264,6 +264,25 @@ def test_kto_and_bco_measure_gains_from_the_batchs_reference_point() -> None:
     np.testing.assert_allclose(value("bco", beta=0.7), over(bco), rtol=2e-5)
 
 
+def test_xpo_and_nash_md_weight_each_groups_own_responses_by_self_normalised_density_ratios() -> None:
+    pairs, bonus, advantage = [], [], []
+    for row in batch()[2]:
+        ratio = np.exp([y.ref.sum() - y.old.sum() for y in row])
+        ratio /= ratio.mean()
+        wins = [(i, j) for i, w in enumerate(row) for j, z in enumerate(row) if w.r > z.r]
+        weight = np.array([ratio[i] + ratio[j] for i, j in wins])
+        loss = np.array([softplus(-0.7 * (row[i].gain - row[j].gain)) for i, j in wins])
+        pairs.extend(weight / weight.mean() * loss)
+        bonus.append(np.mean([share * y.total for share, y in zip(ratio, row, strict=True)]))
+        opponent = np.exp([0.7 * y.total + 0.3 * y.ref.sum() - y.old.sum() for y in row])
+        opponent /= opponent.sum()
+        rate = [sum(o * ((y.r > z.r) + 0.5 * (y.r == z.r)) for o, z in zip(opponent, row, strict=True)) for y in row]
+        advantage.append(np.mean([(p - 0.5 - 0.7 * y.gain) * y.total for p, y in zip(rate, row, strict=True)]))
+    wanted = np.mean(pairs) + 0.3 * np.mean(bonus)
+    np.testing.assert_allclose(value("xpo", beta=0.7, optimism=0.3), wanted, rtol=2e-5)
+    np.testing.assert_allclose(value("nash_md", beta=0.7, mixture=0.3), -np.mean(advantage), rtol=2e-5)
+
+
 def test_every_sampled_objective_has_its_formula_checked() -> None:
     ours = {name for name, made in OBJECTIVES.items() if made.function.__module__.startswith("bandit_pft.")}
     tables = {name for name in ours if OBJECTIVES[name].family == "distribution"}  # these and the games: test_exact.py
@@ -387,8 +406,10 @@ def test_a_penalty_in_the_reward_is_taken_off_every_response_before_the_baseline
 
 def test_a_penalty_in_the_reward_has_no_gradient_of_its_own() -> None:
     group = Group.of(reward=[0.0, 0.0], ref_logp=[-2.0, -1.0])
-    pull = force(with_kl("reinforce", kl="k1", place="reward"), jnp.array([[-1.0], [-1.5]]), group, kl_coef=1.0)
-    np.testing.assert_allclose(pull[:, 0], [-1.0 / 2, 0.5 / 2], rtol=1e-6)
+    at = lambda name: force(with_kl(name, kl="k1", place="reward"), jnp.array([[-1.0], [-1.5]]), group, kl_coef=1.0)
+    np.testing.assert_allclose(at("reinforce")[:, 0], [-1.0 / 2, 0.5 / 2], rtol=1e-6)
+    # A weight that the objective itself does not freeze.
+    np.testing.assert_allclose(at("rwr")[:, 0], [exp(-1.0 / 0.5) / 2, exp(0.5 / 0.5) / 2], rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -434,6 +455,19 @@ def test_a_new_objective_is_one_function_and_running_its_cell_again_replaces_it(
             objective(family="supervised")(other)
     finally:
         OBJECTIVES.pop("half", None)
+
+
+def test_what_stands_in_masked_tokens_never_reaches_the_function_of_an_objective() -> None:
+    def careless(logp, group):
+        """Sums over padding.
+
+        L = sum of all that it is given
+        """
+        return (logp + group.ref_logp + group.old_logp).sum()
+
+    given = np.array([[-1.0, np.nan], [-1.0, -3.0]])
+    group = Group.of(reward=[1.0, 0.0], ref_logp=given, old_logp=given, mask=np.isfinite(given))
+    assert float(as_objective(careless)(jnp.asarray(given), group)) == -15
 
 
 def test_functions_that_cannot_be_objectives_are_refused_with_the_reason() -> None:

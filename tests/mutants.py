@@ -1,0 +1,374 @@
+"""Wrong formulas, each with the test that must catch it: a check of the tests, which `test_mutants.py` runs.
+
+Every entry changes one place of one module, whose original text occurs exactly once in its file: where the source
+moves, the entry moves with it. The test is the quickest one known to fail. No entry needs PyTorch.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Mutant(NamedTuple):
+    """One wrong change: the file, the text and its wrong replacement, what is wrong, and the test that fails."""
+
+    file: str
+    original: str
+    wrong: str
+    what: str
+    test: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.file.removesuffix('.py')}: {self.what}"
+
+    @property
+    def module(self) -> str:
+        return f"bandit_pft.{self.file.removesuffix('.py').replace('/', '.')}"
+
+
+def pair(case: str) -> str:
+    return f"test_objectives.py::test_a_pair_objective_is_the_mean_of_its_formula_over_the_pairs_of_the_batch[{case}]"
+
+
+def response(case: str) -> str:
+    return (
+        f"test_objectives.py::test_a_response_objective_is_the_mean_of_its_formula_over_each_groups_responses[{case}]"
+    )
+
+
+def tokens(case: str) -> str:
+    return f"test_objectives.py::test_a_token_objective_is_the_mean_of_its_formula_over_all_tokens_of_the_batch[{case}]"
+
+
+def divergence(case: str) -> str:
+    return (
+        f"test_exact.py::test_a_divergence_and_its_gradient_in_the_logits_are_those_of_the_formula_and_vanish_"
+        f"at_the_target[{case}]"
+    )
+
+
+def one_distribution(case: str) -> str:
+    return f"test_policies.py::test_table_token_log_probs_and_draws_are_one_distribution[{case}]"
+
+
+def exact(case: str) -> str:
+    return f"test_exact.py::test_the_force_of_the_exact_group_is_the_enumerated_one[{case}]"
+
+
+def penalty(case: str) -> str:
+    return f"test_exact.py::test_reinforce_with_the_reverse_kl_stands_still_at_the_optimum_and_only_there[{case}]"
+
+
+TIES = "test_groups.py::test_ties_and_small_gaps_are_not_compared"
+BEST = "test_groups.py::test_best_and_worst_share_ties_and_ignore_padding"
+BEST_OF_N = "test_groups.py::test_best_of_n_is_what_enumerating_all_draws_gives[score1-3]"
+BASELINES = "test_groups.py::test_baselines_are_the_mean_of_the_others_and_the_bessel_corrected_deviation"
+ENUMERATED = "test_groups.py::test_exact_group_is_the_expectation_over_all_sampled_groups[2]"
+KL_EXACT = "test_groups.py::test_kl_is_the_exact_one_when_every_response_is_listed_under_an_older_policy"
+DESIRABLE = "test_groups.py::test_desirable_is_what_scores_above_a_threshold_that_is_the_mean_score_by_default"
+UNPAIRED = "test_objectives.py::test_kto_and_bco_measure_gains_from_the_batchs_reference_point"
+CLIP = "test_exact.py::test_a_ratio_outside_the_clip_range_feels_force_only_back_into_it"
+NASH = "test_exact.py::test_nash_md_pulls_by_the_win_rate_against_the_geometric_mixture"
+SCIPY = "test_metrics.py::test_kl_and_entropy_are_scipys"
+EXACT_METRICS = "test_gaps.py::test_exact_metrics_are_means_over_contexts_of_what_numpy_sums"
+SAMPLED_METRICS = "test_gaps.py::test_sampled_metrics_are_the_exact_ones_within_5_standard_errors"
+MIXED = "test_gaps.py::test_mixed_sequences_come_from_either_source_and_know_its_probability"
+KEYS = "test_simulate.py::test_offline_data_stay_and_on_policy_data_change_at_every_step"
+FORCES = "test_gaps.py::test_a_probe_sees_forces_that_point_up_where_a_response_is_pulled"
+MASKED = "test_groups.py::test_masked_tokens_may_hold_anything"
+
+# fmt: off
+ROWS: dict[str, list[tuple[str, str, str, str]]] = {
+    "groups.py": [
+        ("return jnp.where(y == 0, 0.0, x / jnp.where(y == 0, 1.0, y))", "return x / y", "an empty mean is nan",
+         "test_groups.py::test_an_empty_group_is_zero_everywhere_and_so_are_its_gradients"),
+        ("return jnp.where(self.mask, x, 0).sum(-1)", "return (x * self.mask.astype(x.dtype)).sum(-1)",
+         "the mask multiplies, and nan in padding stays nan", MASKED),
+        ("return safe_divide(self.total(x), self.length())", "return self.total(x) / x.shape[-1]",
+         "the mean over tokens counts the padding", MASKED),
+        ("return self.share * self.expect(x)", "return self.expect(x)", "1 / B is missing", response("sft")),
+        ("return self.token_share * total(self.count() * self.total(x))", "return self.mean(self.average(x))",
+         "mean over responses in the place of the mean over tokens", tokens("dapo")),
+        ("total(self.count() * self.desirable() * x)", "total(self.count() * x)", "undesirable responses are kept",
+         "test_objectives.py::test_filtered_is_the_mean_over_the_desirable_responses_of_the_batch"),
+        ("return ((gap > 0) &", "return ((gap >= 0) &", "ties are compared", TIES),
+        ("return ((gap > 0) & (gap >= self.min_gap))", "return ((gap > 0) & (gap <= self.min_gap))",
+         "close pairs are compared in the place of distant ones", TIES),
+        ("return ((gap > 0) & (gap >= self.min_gap))", "return ((gap < 0) & (-gap >= self.min_gap))",
+         "winner and loser are swapped", pair("pref_ft")),
+        ("(self.score > self.threshold)", "(self.score >= self.threshold)", "a score at the threshold is kept",
+         DESIRABLE),
+        ("return _top_share(self.weight, -self.score, self.real())",
+         "return _top_share(self.weight, self.score, self.real())", "the worst is the best", BEST),
+        ("jnp.where(real, score, -jnp.inf).max", "score.max", "padding may be the best", BEST),
+        ("mass = jnp.where(top, weight, 0)", "mass = top.astype(weight.dtype)", "ties share whatever they weigh", BEST),
+        ("return safe_divide(self.draws, self.draws - 1) * self.group_advantage()", "return self.group_advantage()",
+         "the response's own reward is not left out", BASELINES),
+        ("return jnp.sqrt(safe_divide(self.draws, self.draws - 1) * square)", "return jnp.sqrt(square)",
+         "standard deviation with n in the denominator", BASELINES),
+        ("weight = safe_divide(weight, weight.sum())", "pass", "given weights are not normalised",
+         "test_groups.py::test_weights_count_in_proportion_whatever_they_sum_to"),
+        ("number((real & (weight > 0)).sum() if draws is None else draws)", "number(n if draws is None else draws)",
+         "padding counts as a draw", BASELINES),
+        ("number(safe_divide((weight * score).sum(), weight.sum()) if threshold is None",
+         "number(score.mean() if threshold is None", "padding is in the default threshold", DESIRABLE),
+        ("jax.nn.sigmoid((gap - self.min_gap) / temperature)", "jax.nn.sigmoid((gap - self.min_gap) * temperature)",
+         "noisier labels are surer", "test_groups.py::test_gumbel_scores_prefer_with_the_logistic_of_the_gap"),
+        ("hard = ((gap > 0) &", "hard = ((gap >= 0) &", "exact ties are compared",
+         "test_groups.py::test_exact_labels_without_noise_are_the_sampled_ones"),
+        ("return best_of_n_weights(self.weight, self.score, self.draws)",
+         "return best_of_n_weights(self.weight, self.score, self.draws - 1)", "best of n - 1", ENUMERATED),
+        ("return safe_divide(self.draws - 1, self.draws) * self.leave_one_out_advantage()",
+         "return self.leave_one_out_advantage()", "exact group advantage without (n - 1) / n", ENUMERATED),
+        ("return jnp.sqrt(self.expect((self.reward - self.expect(self.reward)) ** 2))",
+         "return jnp.sqrt(self.draws / (self.draws - 1) * self.expect((self.reward - self.expect(self.reward)) ** 2))",
+         "Bessel's correction where the distribution is known",
+         "test_groups.py::test_the_deviation_of_a_distribution_has_no_correction_for_the_size_of_a_sample"),
+        ('side="right") - 1', 'side="left")', "a tie has the mass below its first member", BEST_OF_N),
+        ("-jnp.expm1(n * jnp.log1p(-fraction))", "(1 - (1 - fraction) ** n)", "best of n without expm1 and log1p",
+         "test_groups.py::test_a_tie_of_thirty_decimal_places_down_is_n_times_likelier_to_win"),
+        ("jnp.where(above < 0.5, jnp.log1p(-jnp.minimum(above, 0.5)), jnp.log(jnp.where(upto > 0, upto, 1)))",
+         "jnp.log(jnp.where(upto > 0, upto, 1))", "the logarithm of a rounded F near 1, times n",
+         "test_groups.py::test_best_of_n_finds_rare_winners_among_a_million_actions"),
+        ("set(won * safe_divide(mass, tie))", "set(won)", "each tied response wins for all of them", BEST_OF_N),
+        ("share=alive * one_over(alive.sum())", "share=alive / number", "empty groups are in the denominator",
+         "test_groups.py::test_the_parts_add_up_to_the_mean_over_all_responses_tokens_pairs_of_the_batch"),
+        ("one_over(per_group(lambda g: total(g.count() * g.length())).sum())",
+         "one_over(per_group(lambda g: g.length().sum()).sum())", "tokens of unlikely responses count fully",
+         exact("ppo_clip")),
+        ("jax.lax.stop_gradient(jnp.where(groups.mask, logp, 0))", "jnp.where(groups.mask, logp, 0)",
+         "the reference point of KTO has a gradient",
+         "test_groups.py::test_no_gradient_flows_through_the_prepared_statistics"),
+        ("group.total(logp - group.old_logp), -jnp.inf", "group.total(logp - group.ref_logp), -jnp.inf",
+         "importance weights from the reference", KL_EXACT),
+        ("weight = group.weight * jnp.exp(lead - jnp.max(lead, initial=-1e30))", "weight = group.weight",
+         "no importance weights in the KL", KL_EXACT),
+        ("total(weight)), group.expect(gain)", "total(weight)), safe_divide(total(weight * gain), total(weight))",
+         "the mean gain is that of the learner's responses", KL_EXACT),
+    ],
+    "objectives/core.py": [
+        ("safe_exp(-gain) - 1 + gain", "safe_exp(gain) - 1 - gain", "k3 of the other direction", response("kl_k3")),
+        ('"k2": lambda gain: gain**2 / 2', '"k2": lambda gain: safe_exp(-gain) - 1 + gain', "k2 is k3",
+         penalty("k2-loss-reinforce")),
+        ("+ kl_coef * group.mean", "- kl_coef * group.mean", "the penalty pays", penalty("k2-loss-reinforce")),
+        ("estimate(jax.lax.stop_gradient(gain))", "estimate(gain)", "the penalty in the reward has a gradient",
+         "test_objectives.py::test_a_penalty_in_the_reward_has_no_gradient_of_its_own"),
+        ("objective(one, group, **hyper))(logp, groups).sum()", "objective(one, group, **hyper))(logp, groups).mean()",
+         "the batch's loss is divided by B twice", response("sft")),
+        ("return -jax.grad(lambda x: made(x, group, **hyper))(logp)",
+         "return jax.grad(lambda x: made(x, group, **hyper))(logp)", "forces point down",
+         "test_exact.py::test_on_policy_the_force_is_the_gradient_of_the_expected_reward[reinforce-1]"),
+        ("self.function(hide(logp), clean", "self.function(logp, clean", "padding reaches the loss",
+         "test_objectives.py::test_what_stands_in_masked_tokens_never_reaches_the_function_of_an_objective"),
+    ],
+    "objectives/numerics.py": [
+        ("return x[:, None] - x[None, :]", "return x[None, :] - x[:, None]", "the loser leads", pair("dpo")),
+        ("jnp.log(-jnp.expm1(jnp.where(small, x, -1.0)))", "jnp.log(1 - jnp.exp(jnp.where(small, x, -1.0)))",
+         "log(1 - e^x) without expm1",
+         "test_objectives.py::test_log1mexp_keeps_its_digits_near_certainty_and_far_from_it"),
+        ("jnp.expm1(jnp.where(small, scaled, 0))", "jnp.exp(jnp.where(small, scaled, 0)) - 1",
+         "q-logarithm without expm1",
+         "test_objectives.py::test_q_log_is_exact_from_tiny_to_huge_arguments_and_passes_through_power_0"),
+        ("group.group_advantage() / (deviation + epsilon)", "group.group_advantage() / deviation",
+         "z-score without epsilon", response("reinforce_normalized")),
+        ("jnp.where(deviation > noise,", "jnp.where(deviation > 0,", "rounding of equal rewards becomes an advantage",
+         "test_objectives.py::test_the_z_score_of_equal_rewards_is_exactly_0_although_their_mean_is_rounded"),
+        ("return jnp.minimum(ratio * advantage,", "return jnp.maximum(ratio * advantage,", "PPO's min is a max", CLIP),
+        ("jnp.clip(ratio, 1 - low, 1 + high)", "jnp.clip(ratio, 1 - high, 1 + low)", "the clips change sides",
+         tokens("dapo")),
+        ("return jnp.minimum(ratio * advantage,", "return jnp.minimum(advantage,", "no importance ratio",
+         response("rloo")),
+    ],
+    "objectives/policy_gradient.py": [
+        ("return -group.mean(frozen(advantage) * group.total(logp))",
+         "return group.mean(frozen(advantage) * group.total(logp))", "good responses are pushed",
+         response("reinforce")),
+        ("clipped_gain(log_ratio, group.leave_one_out_advantage(), clip, clip)",
+         "clipped_gain(log_ratio, group.group_advantage(), clip, clip)", "RLOO leaves none out", response("rloo")),
+        ("(group.reward - group.baseline) / group.scale", "(group.reward - group.baseline)",
+         "PPO's advantage is not scaled", tokens("ppo_clip")),
+        ("return -group.mean(group.average(gain - kl_coef", "return -group.token_mean((gain - kl_coef",
+         "GRPO over all tokens of the batch", response("grpo")),
+        ("-group.token_mean(clipped_gain(logp - group.old_logp, z_score(group)[:, None], clip_low, clip_high))",
+         "-group.mean(group.average(clipped_gain(logp - group.old_logp, z_score(group)[:, None], clip_low, clip_high)"
+         "))", "DAPO weighs responses in the place of tokens", tokens("dapo")),
+        ("log_ratio = group.average(logp - group.old_logp)", "log_ratio = group.total(logp - group.old_logp)",
+         "GSPO's ratio without the root of |y|", response("gspo")),
+        ("log_ratio = frozen(sequence) + logp - frozen(logp)", "log_ratio = sequence + logp - frozen(logp)",
+         "GSPO's sequence ratio has a gradient", "test_exact.py::test_gspo_and_its_token_form_have_the_same_force"),
+        ("frozen(jnp.minimum(safe_exp(logp - group.old_logp), max_ratio))",
+         "jnp.minimum(safe_exp(logp - group.old_logp), max_ratio)", "CISPO's weight has a gradient", CLIP),
+    ],
+    "objectives/preference.py": [
+        ("return group.total(logp - group.ref_logp)", "return group.total(logp - group.old_logp)",
+         "gains over the old policy", pair("dpo")),
+        ("return label_smoothing * x - log_sigmoid(x)", "return -label_smoothing * x - log_sigmoid(x)",
+         "label noise of the wrong sign", pair("cdpo")),
+        ("return group.pair_mean(_logistic(beta * lead(_gain(logp, group))))",
+         "return group.pair_mean(_logistic(lead(_gain(logp, group))))", "DPO without beta", pair("dpo")),
+        ("-label_smoothing / (1 - 2 * label_smoothing)", "-label_smoothing / (1 - label_smoothing)",
+         "robust DPO is biased",
+         "test_objectives.py::test_robust_dpo_under_flipped_labels_is_dpo_under_clean_ones_on_average"),
+        ("q_log(_gain(logp, group), alpha - 1)", "q_log(_gain(logp, group), -alpha)", "alpha is one minus alpha",
+         pair("fdpo_alpha")),
+        ("(lead(_gain(logp, group)) - 0.5 / beta) ** 2", "(lead(_gain(logp, group)) - 1 / beta) ** 2",
+         "IPO's target is twice as far", pair("ipo")),
+        ("beta * lead(group.average(logp)) - margin", "beta * (lead(group.average(logp)) - margin)",
+         "SimPO's margin is times beta", pair("simpo")),
+        ("_logistic(x) - sft_coef * group.average(logp)[:, None]",
+         "_logistic(x) - sft_coef * group.total(logp)[:, None]", "CPO imitates the sum over tokens", pair("cpo")),
+        ("(group.best() - negative * others(group)) * group.total(logp)",
+         "(group.best() + negative * others(group)) * group.total(logp)", "the negative term pulls",
+         response("best_of_n_negative")),
+        ("negative * others(group) * log1mexp(total)", "negative * others(group) * total",
+         "the complement is the response", response("best_of_n_complement")),
+        ("group.total(group.ref_logp - group.old_logp))", "group.total(group.old_logp - group.ref_logp))",
+         "XPO's density ratio is upside down",
+         "test_exact.py::test_xpo_is_dpo_between_policy_and_reference_plus_the_references_mean_log_probability"),
+        ("total - mixture * gain - group", "total - (1 - mixture) * gain - group", "Nash-MD's mixture is reversed",
+         NASH),
+        ("return -group.mean(frozen(advantage) * total)", "return -group.mean(advantage * total)",
+         "Nash-MD's advantage has a gradient", NASH),
+        ("weight = weight * safe_divide(count.sum(), (count * weight).sum())", "pass",
+         "the weights of XPO have any mean",
+         "test_objectives.py::test_xpo_and_nash_md_weight_each_groups_own_responses_by_self_normalised_density_ratios"),
+    ],
+    "objectives/supervised.py": [
+        ("group.total(logp)[:, None], (logp", "group.total(logp)[None, :], (logp", "Pref-FT imitates the loser",
+         pair("pref_ft")),
+        ("safe_exp(group.reward / beta)", "safe_exp(group.reward * beta)", "RWR multiplies by its temperature",
+         response("rwr")),
+        ("safe_exp(z_score(group) / beta)", "safe_exp(group.group_advantage() / beta)",
+         "AWR does not divide by the deviation", response("awr")),
+    ],
+    "objectives/unpaired.py": [
+        ("(group.total(logp - group.ref_logp) - group.kl)", "(group.total(logp - group.ref_logp) + group.kl)",
+         "KTO's reference point of the wrong sign", UNPAIRED),
+        ("- group.mean_gain)", "- group.kl)", "BCO's shift is the KL", UNPAIRED),
+    ],
+    "objectives/distribution.py": [
+        ("return _kl(group, jnp.exp(log_q), log_q, group.total(logp))",
+         "return _kl(group, safe_exp(group.total(logp)), group.total(logp), log_q)",
+         "the forward KL is the reverse one", divergence("forward_kl")),
+        ("_hide(group, reward, 0) / beta", "_hide(group, reward, 0) * beta", "the optimum multiplies by beta",
+         divergence("reverse_kl")),
+        ("_hide(group, group.total(group.ref_logp), -1e30)", "_hide(group, group.total(group.old_logp), -1e30)",
+         "the optimum starts from the old policy", divergence("reverse_kl")),
+        ("best_of_n_weights(jax.nn.softmax(_reference(group)),", "best_of_n_weights(group.weight,",
+         "best of n of the old policy", divergence("bond_forward")),
+        ("(1 - jeffreys_weight) * forward + jeffreys_weight * backward",
+         "jeffreys_weight * forward + (1 - jeffreys_weight) * backward", "Jeffreys' weights are exchanged",
+         "test_exact.py::test_jeffreys_divergence_runs_from_the_forward_to_the_backward_kl"),
+    ],
+    "kernels.py": [
+        ("jnp.where(jnp.isfinite(top), top, 0)", "top", "log of an empty sum is nan",
+         "test_kernels.py::test_the_logarithm_of_a_sum_survives_huge_logits_and_rows_without_any_mass"),
+        ("point = uniform * ends[-1]", "point = uniform", "quantiles of masses that do not sum to 1",
+         "test_kernels.py::test_frequencies_are_the_probabilities[7]"),
+        ("row + (end <= point)", "row + (end < point)", "a row without mass is chosen",
+         "test_kernels.py::test_the_smallest_uniform_draws_the_first_action_that_is_allowed[12]"),
+        ("place += start + inside <= point", "place += start + inside < point", "an action without mass is chosen",
+         "test_kernels.py::test_a_forbidden_action_is_never_drawn_even_at_the_ends[3]"),
+    ],
+    "metrics.py": [
+        ("return _weighted(logp, logp - logq)", "return _weighted(logq, logq - logp)", "the KL is that of q from p",
+         SCIPY),
+        ("return _weighted(logp, -logp)", "return _weighted(logp, logp)", "the entropy has the wrong sign", SCIPY),
+        ("jnp.where(jnp.isneginf(logp), 0, x)", "x", "0 log 0 is nan",
+         "test_metrics.py::test_a_forbidden_action_adds_nothing_and_an_impossible_reference_gives_infinity"),
+        ("return reward >= (low + high) / 2", "return reward > (low + high) / 2", "half-way does not count",
+         "test_metrics.py::test_mass_near_the_peak_counts_the_upper_half_of_the_rewards"),
+    ],
+    "problems.py": [
+        ("(((action - place[i]) / width[i]) ** 2)", "(((action - place[i]) / width[i]) ** 2 / 2)",
+         "peaks are normal densities", "test_problems.py::test_peaks_are_the_papers_formula_added_up"),
+        ("return self.token_totals(self.at(self.token_reward, context)) + self.at(self.bonus, context)",
+         "return self.token_totals(self.at(self.token_reward, context))", "the table forgets the bonus",
+         "test_problems.py::test_tables_are_sums_over_all_strings[4-1-None]"),
+        ("reward - best) / beta)", "reward - best) * beta)", "the optimum multiplies by beta",
+         "test_problems.py::test_regularised_optimum[R4-0.2-0.653-1.951]"),
+        ("return jnp.cumsum(is_end, -1) - is_end == 0", "return jnp.cumsum(is_end, -1) == 0", "the end token is masked",
+         "test_problems.py::test_responses_list_every_merged_string_once[4-3-3]"),
+        ("return self.sample(self.at(self.data_logits, context), key, n)",
+         "return self.sample(self.at(self.ref_logits, context), key, n)", "data are drawn from the reference",
+         "test_problems.py::test_drawn_sequences_follow_the_table_and_avoid_forbidden_tokens[None]"),
+        ("peaks(100, places[which], 10.0) / (length + 1)", "peaks(100, places[which], 10.0) / length",
+         "the prompt is not in the mean",
+         "test_problems.py::test_paper_sequences_start_at_and_cannot_pass_the_papers_numbers[R7-0.3572]"),
+        ("np.abs(place - 1 - target) - np.abs(place - target)", "np.abs(place - target) - np.abs(place - 1 - target)",
+         "long responses pay", "test_problems.py::test_length_rewards_count_tokens[min-5.0]"),
+        ("norm.logsf(place + 0.5, mode, spread)", "norm.logsf(place, mode, spread)", "lengths are rounded up",
+         "test_problems.py::test_reference_lengths_are_a_rounded_normal_and_a_hazard_is_the_chance_to_end"),
+    ],
+    "policies.py": [
+        ("lead = lead - logsumexp(ref + lead)", "pass", "the table is not normalised",
+         "test_policies.py::test_log_ratios_of_tiny_probabilities_are_exact[tabular]"),
+        ("read = jnp.concatenate([start[:, None], response[:, :-1]], axis=1)", "read = response",
+         "log-probabilities are not shifted by one token",
+         "test_policies.py::test_transformer_reads_only_the_tokens_before_and_its_prompt"),
+        ("jnp.arange(length) <= t)", "jnp.arange(length) < t + 2)", "sampling reads one token ahead",
+         one_distribution("transformer-sequences")),
+        ("0.01 * math.sqrt(6 / sum(w.shape))", "0.01 * math.sqrt(2 / sum(w.shape))", "Xavier-normal bounds",
+         "test_policies.py::test_paper_network_without_its_first_fit_is_almost_uniform"),
+        ("jnp.exp(logp) * (logp - jnp.where(jnp.isneginf(ref), 0, ref))",
+         "jnp.exp(ref) * (jnp.where(jnp.isneginf(ref), 0, ref) - logp)", "the first fit minimises the other KL",
+         "test_gaps.py::test_a_network_that_cannot_tell_contexts_apart_starts_at_the_geometric_mean_of_their_referenc"
+         "es"),
+    ],
+    "methods.py": [
+        ("where(self.on_policy > 0, 1.0, math.inf)", "where(self.on_policy > 0, math.inf, 1.0)",
+         "offline data are drawn anew, on-policy data kept", KEYS),
+    ],
+    "proxy.py": [
+        ("value[:, None] - value[None, :]", "value[None, :] - value[:, None]", "the reward model prefers losers",
+         "test_gaps.py::test_a_reward_model_turns_wins_into_log_odds"),
+    ],
+    "probes.py": [
+        ("metrics.kl(state.log_probs, state.ref_log_probs)", "metrics.kl(state.ref_log_probs, state.log_probs)",
+         "the KL is the other one", EXACT_METRICS),
+        ("metrics.kl(state.ref_log_probs, state.log_probs)", "metrics.kl(state.log_probs, state.ref_log_probs)",
+         "the reverse KL is the other one", EXACT_METRICS),
+        ("jax.nn.logsumexp(state.log_probs, axis=0) - math.log(state.log_probs.shape[0])",
+         "jax.nn.logsumexp(state.log_probs, axis=0)", "a sum over contexts", EXACT_METRICS),
+        ('"kl": own_gap.mean()', '"kl": -own_gap.mean()', "sampled KL of the wrong sign", SAMPLED_METRICS),
+        ("(tokens.min(-1) + tokens.max(-1)).sum() / 2", "(tokens.min(-1) + tokens.max(-1)).mean() / 2",
+         "half-way per token", SAMPLED_METRICS),
+    ],
+    "simulate.py": [
+        ("slope = slope - jnp.exp(table) * total(slope)[..., None]", "pass", "logits move as log-probabilities do",
+         "test_simulate.py::test_exact_dynamics_are_those_of_a_float64_loop_in_numpy[reinforce]"),
+        ("here = jax.random.fold_in(self.step_key, step)", "here = jax.random.fold_in(self.step_key, 0)",
+         "every collection has the same key", KEYS),
+        ("jax.random.uniform(mix_key, (n, 1)) < on_policy", "jax.random.uniform(mix_key, (n, 1)) > on_policy",
+         "the on-policy share is the offline one", MIXED),
+        ("jnp.where(mine, self.log_prob(params, contexts, response), self.data_log_prob(contexts, response))",
+         "jnp.where(mine, self.data_log_prob(contexts, response), self.log_prob(params, contexts, response))",
+         "old log-probabilities of the other source", MIXED),
+        ("weight = jnp.full(response.shape[:2], 1 / method.num_responses)", "weight = jnp.ones(response.shape[:2])",
+         "1 / N is missing", FORCES),
+        ("reward + temperature * collected.noise", "reward + collected.noise", "label noise of one temperature",
+         "test_simulate.py::test_label_noise_gives_bradley_terry_preferences"),
+        ("self.method.memory * stats + (1 - self.method.memory) * seen",
+         "(1 - self.method.memory) * stats + self.method.memory * seen", "the memory of the baseline is reversed",
+         "test_gaps.py::test_the_running_baseline_keeps_its_share_and_corrects_for_its_start"),
+        ("(step % (prompts // minibatch)) * minibatch", "(step % (prompts // minibatch))", "minibatches overlap",
+         "test_gaps.py::test_minibatches_are_the_parts_of_a_collection"),
+        ("jnp.full((minibatch,), 1 / minibatch)", "jnp.full((minibatch,), 1.0)", "gradients of contexts are added",
+         "test_gaps.py::test_two_contexts_that_are_one_twice_teach_a_shared_table_what_one_does"),
+        ("jnp.where(live & ((first_bad < 0) | ~freeze), new, old)", "jnp.where(live, new, old)",
+         "a run that diverged goes on",
+         "test_simulate.py::test_a_run_whose_loss_is_infinite_for_a_while_is_frozen_or_kept_going_or_raised"),
+        ("data + jnp.log1p(-fraction)", "data + jnp.log(fraction)", "a mixture of equal shares",
+         "test_simulate.py::test_a_mixture_draws_from_both_policies_in_proportion"),
+        ("force=-slope,", "force=slope,", "probes see forces that point down", FORCES),
+        ("total(weight * score) if method.threshold is None", "score.mean(-1) if method.threshold is None",
+         "the exact threshold is a mean over the list",
+         "test_gaps.py::test_the_threshold_of_exact_data_is_the_expected_score"),
+        ("jax.random.fold_in(here, 1), None)", "here, None)", "label noise from the key of the actions",
+         "test_gaps.py::test_label_noise_does_not_depend_on_the_action_that_was_drawn"),
+    ],
+}
+# fmt: on
+
+MUTANTS = [Mutant(file, *row) for file, rows in ROWS.items() for row in rows]
