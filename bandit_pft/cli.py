@@ -49,7 +49,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
         try:
-            return options.command(options)
+            code = options.command(options)
+            sys.stdout.flush()
+            return code
         except WRONG_INPUT as error:
             print(f"bandit-pft: {error}", file=sys.stderr)
             return 2
@@ -60,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"bandit-pft: {error.filename}: {error.strerror}", file=sys.stderr)
             return 2
         except KeyboardInterrupt as error:
-            print(f"bandit-pft: {error or 'stopped'}", file=sys.stderr)
+            print(f"bandit-pft: {str(error) or 'stopped'}", file=sys.stderr)
             return 130
 
 

@@ -7,7 +7,6 @@ slider or an axis of a sweep never recompiles; shapes, the objective, the policy
 from __future__ import annotations
 
 import math
-import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,7 +19,18 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key, PyTree
 
-from bandit_pft.errors import ConfigError, NumericsError, ResourceError, check_integer, is_traced, nearest
+from bandit_pft.errors import (
+    ConfigError,
+    NumericsError,
+    ResourceError,
+    available_memory,
+    check_choice,
+    check_integer,
+    check_key,
+    is_traced,
+    naming,
+    shown,
+)
 from bandit_pft.groups import ExactGroup, Group, prepare
 from bandit_pft.kernels import levels, sample_from_uniform, total
 from bandit_pft.methods import Method, batch_sizes
@@ -78,6 +88,8 @@ def simulate(
     check_run(problem, method, steps, every, on_nonfinite)
     if not isinstance(key, jax.Array):
         key = seed_key(key)
+    check_key("key", key)
+    check_probe(probe)
     arguments = problem, method, key, plan(problem, method, on_nonfinite)
     settings = {"steps": steps, "probe": probe, "every": every}
     guard(run_jit.eval_shape(*arguments, **settings), 1, problem, method)
@@ -109,14 +121,19 @@ def check_seed(seed: Any) -> None:
         raise ConfigError(f"seed is {seed!r}; it must be a whole number from 0 to 4294967295")
 
 
+def check_probe(probe: Any) -> None:
+    """Refuse what cannot be called."""
+    if not callable(probe):
+        raise TypeError(f"probe is {shown(probe)}; it must be a function of (problem, state), such as standard_probe")
+
+
 def check_run(problem: Problem, method: Method, steps: int, every: int, on_nonfinite: str = "freeze") -> None:
     """Refuse what does not fit together, before anything is compiled."""
-    if on_nonfinite not in get_args(OnNonfinite):
-        raise ConfigError(f"on_nonfinite is {on_nonfinite!r}: {nearest(on_nonfinite, get_args(OnNonfinite))}")
+    check_choice("on_nonfinite", on_nonfinite, get_args(OnNonfinite))
     if not isinstance(problem, Problem):
-        raise TypeError(f"problem is {problem!r}; make one with bandit(...) or paper_bandit('R4')")
+        raise TypeError(f"problem is {shown(problem)}; make one with bandit(...) or paper_bandit('R4')")
     if not isinstance(method, Method):
-        raise TypeError(f"method is {method!r}; make one with Method('dpo', learning_rate=0.1)")
+        raise TypeError(f"method is {shown(method)}; make one with Method('dpo', learning_rate=0.1)")
     check_integer("steps", steps, at_least=0)
     check_integer("every", every, at_least=1)
     if steps % every:
@@ -205,21 +222,6 @@ def report(first_bad_step: np.ndarray, dims: Sequence[str], labels: Sequence[Seq
         raise NumericsError(f"{line}: lower the learning rate, or the scale of the rewards")
     what = "frozen there" if on_nonfinite == "freeze" else "kept going"
     warnings.warn(f"{line}; they were {what}", stacklevel=3)
-
-
-def available_memory() -> float:
-    """70 % of the bytes this process may still use: of the machine, or of its control group."""
-    limits = [math.inf]
-    try:
-        with open("/proc/meminfo") as lines:
-            limits += [1024 * float(line.split()[1]) for line in lines if line.startswith("MemAvailable")]
-        with open("/sys/fs/cgroup/memory.max") as most, open("/sys/fs/cgroup/memory.current") as used:
-            limits.append(float(most.read().replace("max", "inf")) - float(used.read()))
-    except (OSError, ValueError):
-        pass
-    if limits == [math.inf] and hasattr(os, "sysconf"):
-        limits.append(float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")))
-    return 0.7 * min(limits)
 
 
 class Draw(NamedTuple):
@@ -638,7 +640,9 @@ class Course:
 
         def observe(loop: Loop, carry: Carry, table: Array | None, contexts: Array) -> tuple[Carry, dict[str, Array]]:
             new, state = loop.learn(carry, table, contexts, step, step < self.steps, plan.freeze)
-            return new, dict(self.probe(loop.problem, state))
+            with naming(f"probe {getattr(self.probe, '__name__', '')} fails"):
+                seen = {name: jnp.asarray(x) for name, x in self.probe(loop.problem, state).items()}
+            return new, seen
 
         carry = carry._replace(collected=collected, stats=stats)
         return over(observe)(loop, carry, shared, contexts)

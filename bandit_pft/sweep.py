@@ -31,7 +31,17 @@ import pandas as pd
 import xarray as xr
 
 from bandit_pft import store as files
-from bandit_pft.errors import ConfigError, ResourceError, ShapeError, StoreError, check_integer, devices, nearest
+from bandit_pft.errors import (
+    ConfigError,
+    ResourceError,
+    ShapeError,
+    StoreError,
+    check_integer,
+    check_number,
+    devices,
+    nearest,
+    shown,
+)
 from bandit_pft.methods import ADAM, NUMERIC, SGD, Method
 from bandit_pft.metrics import UNITS
 from bandit_pft.probes import Probe, standard_probe
@@ -41,6 +51,7 @@ from bandit_pft.simulate import (
     Plan,
     Progress,
     begin_jit,
+    check_probe,
     check_run,
     check_seed,
     explained,
@@ -114,6 +125,9 @@ def sweep(
     """
     problem_list, method_list, seed_list, axes = _door(problems, methods, seeds, grid)
     here = Worker.of(worker)
+    check_probe(probe)
+    if not (store is None or isinstance(store, (str, Path))):
+        raise TypeError(f"store is {shown(store)}; it must be the path of a folder")
     if here.count > 1 and store is None:
         raise ConfigError(f"worker is {worker!r} without a store: give all workers the same folder, store=...")
     if tile is not None:
@@ -145,20 +159,44 @@ def _refuse(line: str) -> None:
     raise StoreError(f"{line}. Choose another folder, or go on with strict=False")
 
 
+def _listed(argument: str, values: Any, example: str) -> list[Any]:
+    """A list of what can be listed, without walking through what nobody could run."""
+    if isinstance(values, (str, Mapping)) or not isinstance(values, Iterable):
+        raise TypeError(f"{argument} is {shown(values)}; it must be a list, such as {example}")
+    found = list(itertools.islice(values, MOST_RUNS + 1))
+    if len(found) > MOST_RUNS:
+        raise ResourceError(f"{argument} holds more than {MOST_RUNS:,} values, and a sweep takes at most {MOST_RUNS:,} "
+                            "runs: use fewer, or several sweeps")  # fmt: skip
+    return found
+
+
 def _door(
     problems: Any, methods: Any, seeds: Any, grid: Any
 ) -> tuple[list[Problem], list[Method], list[int], dict[str, list[float]]]:
-    problem_list = [problems] if isinstance(problems, Problem) else list(problems)
-    method_list = [methods] if isinstance(methods, Method) else list(methods)
-    seed_list = list(seeds)
-    axes = {str(name): [float(v) for v in np.atleast_1d(values)] for name, values in (grid or {}).items()}
+    problem_list = (
+        [problems] if isinstance(problems, Problem) else _listed("problems", problems, "[paper_bandit('R4')]")
+    )
+    method_list = [methods] if isinstance(methods, Method) else _listed("methods", methods, "[Method('dpo')]")
+    seed_list = _listed("seeds", seeds, "range(5)")
+    if not isinstance(grid or {}, Mapping):
+        raise TypeError(f"grid is {shown(grid)}; it must be a dictionary such as {{'beta': [0.1, 1.0]}}")
+    axes: dict[str, list[float]] = {}
+    for name, values in (grid or {}).items():
+        given = [values] if np.ndim(values) == 0 else _listed(f"grid: {name}", values, "[0.1, 1.0]")
+        for value in given:
+            check_number(f"grid: {name}", value, allow_inf=True)
+        axes[str(name)] = [float(value) for value in given]
+        if len(set(axes[str(name)])) < len(given):
+            raise ConfigError(f"grid: {name} holds a value twice: {shown(given)}")
     for argument, values in (("problems", problem_list), ("methods", method_list), ("seeds", seed_list), *axes.items()):
         if not values:
             raise ConfigError(f"{argument} is empty; a sweep needs at least one")
+    for seed in seed_list:
+        check_seed(seed)
     for kind, items, wanted in (("problems", problem_list, Problem), ("methods", method_list, Method)):
         for item in items:
             if not isinstance(item, wanted):
-                raise TypeError(f"{kind} holds {item!r}; every entry must be a {wanted.__name__}")
+                raise TypeError(f"{kind} holds {shown(item)}; every entry must be a {wanted.__name__}")
         names = [item.name for item in items]
         if len(set(names)) < len(names):
             raise ConfigError(f"{kind} are named {', '.join(map(repr, names))}: give each its own name=...")
@@ -171,8 +209,6 @@ def _door(
             if name not in NUMERIC and name not in method.objective.hyper:
                 known = (*NUMERIC, *method.objective.hyper)
                 raise ConfigError(f"grid: {method.name} has no {name!r}: {nearest(name, known)}")
-    for seed in seed_list:
-        check_seed(seed)
     return problem_list, method_list, seed_list, axes
 
 

@@ -1,5 +1,6 @@
 """The command line does what it says, and explains wrong input in one line."""
 
+import os
 import re
 import subprocess
 import sys
@@ -289,6 +290,24 @@ def ends_with(monkeypatch, capsys):
             return cli.main(["run", "dpo"]), capsys.readouterr().err
 
     return run
+
+
+def test_ctrl_c_ends_with_130_and_what_the_sweep_says(ends_with):
+    def stop(*words):
+        raise KeyboardInterrupt(*words)
+
+    assert ends_with(lambda *_, **__: stop()) == (130, "bandit-pft: stopped\n")
+    assert ends_with(lambda *_, **__: stop("go on like this")) == (130, "bandit-pft: go on like this\n")
+
+
+def test_a_reader_that_has_seen_enough_is_no_error():
+    # As in `bandit-pft list --brief | head -1`; Python holds back what it prints to a pipe until it ends.
+    settings = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    command = [sys.executable, "-m", "bandit_pft", "list", "problems"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=settings) as reader:
+        reader.stdout.close()
+        assert reader.stderr.read() == ""
+    assert reader.returncode == 0
 
 
 def test_a_warning_is_one_line_without_a_place_in_the_code(ends_with):

@@ -26,7 +26,7 @@ class Runner:
             plain = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
             pipe = subprocess.PIPE
             self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=plain, cwd=TESTS.parent)
-            self.left = 50
+            self.left = 65
         self.left -= 1
         print(json.dumps({"module": module, "text": text, "tests": tests}), file=self.process.stdin, flush=True)
         answer = self.process.stdout.readline()
@@ -35,6 +35,7 @@ class Runner:
 
     def stop(self):
         if self.process:
+            self.process.kill()  # It holds gigabytes, which it would give back one by one.
             self.process.communicate()
 
 
@@ -73,7 +74,7 @@ IPO = next(mutant for mutant in MUTANTS if mutant.what == "IPO's target is twice
     ("mutant", "verdict"),
     [
         (IPO._replace(wrong=IPO.original + " * 1"), "passed"),
-        (IPO._replace(wrong="undefined"), "error: call: NameError"),
+        (IPO._replace(wrong="undefined"), "error: call:"),
         (IPO._replace(original="import jax.numpy as jnp", wrong="import jax.nothing as jnp"), "error: collection"),
         (IPO._replace(test="test_objectives.py::test_of_nothing"), "error: the test was not run"),
         (Mutant("plots.py", "import math", "import cmath as math", "not reached", IPO.test), "error: no test imported"),

@@ -408,7 +408,7 @@ def test_a_damaged_or_foreign_tile_is_refused_with_its_path_and_redone_once_dele
 def test_a_checkpoint_of_another_shape_is_refused(tmp_path):
     small(tmp_path)
     tile = tmp_path / "tiles" / "000002.npz"
-    with np.load(tile) as file:
+    with np.load(tile, allow_pickle=False) as file:
         np.savez(tmp_path / "tiles" / "000002.part.npz", sweep=file["sweep"], **{"0000": np.zeros(3)})
     tile.unlink()
     with pytest.raises(StoreError, match="not a checkpoint of this sweep: delete it"):

@@ -136,7 +136,7 @@ BAD = [
     (lambda: sweep(R4, ON, seeds=[2**32], steps=1), ConfigError, "4294967295"),
     (lambda: sweep(R4, [ON, ON], seeds=[0], steps=1), ConfigError, "name="),
     (lambda: sweep([R4, R4], ON, seeds=[0], steps=1), ConfigError, "name="),
-    (lambda: sweep(R4, "dpo", seeds=[0], steps=1), TypeError, "must be a Method"),
+    (lambda: sweep(R4, "dpo", seeds=[0], steps=1), TypeError, "Method('dpo')"),
     (lambda: sweep(R4, ON, seeds=[0], steps=1, grid={"learning_rat": [1]}), ConfigError, "did you mean learning_rate"),
     (lambda: sweep(R4, ON, seeds=[0], steps=1, grid={"clip": []}), ConfigError, "clip is empty"),
     (lambda: sweep(R4, ON, seeds=[0], steps=1, grid={"seed": [1]}), ConfigError, "rename that hyper-parameter"),
