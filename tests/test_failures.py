@@ -50,7 +50,7 @@ from bandit_pft import (
 )
 from bandit_pft.errors import ConfigError, DomainError, ResourceError, ShapeError, is_traced
 from bandit_pft.groups import best_of_n_weights
-from bandit_pft.objectives.core import OBJECTIVES, as_objective
+from bandit_pft.objectives.core import OBJECTIVES, _measure, as_objective
 from bandit_pft.store import Store, as_json, machine
 from bandit_pft.sweep import describe
 
@@ -521,6 +521,7 @@ def as_users_see_it(monkeypatch):
 @pytest.fixture
 def nothing_compiles(monkeypatch):
     """Every jitted function of the package, and what is jitted from now on, stops where it would be compiled."""
+    _measure.cache_clear()  # What an earlier test has measured needs no program.
     jit, jitted = jax.jit, type(jax.jit(len))
     for name, module in list(sys.modules.items()):
         if name.partition(".")[0] == "bandit_pft":
