@@ -1,7 +1,7 @@
 """Wrong formulas, each with the test that must catch it: a check of the tests, which `test_mutants.py` runs.
 
 Every entry changes one place of one module, whose original text occurs exactly once in its file: where the source
-moves, the entry moves with it. The test is the quickest one known to fail. No entry needs PyTorch.
+moves, the entry moves with it. The test is a quick one among those that fail. No entry needs PyTorch.
 """
 
 from __future__ import annotations
@@ -48,14 +48,6 @@ def divergence(case: str) -> str:
     )
 
 
-def one_distribution(case: str) -> str:
-    return f"test_policies.py::test_table_token_log_probs_and_draws_are_one_distribution[{case}]"
-
-
-def exact(case: str) -> str:
-    return f"test_exact.py::test_the_force_of_the_exact_group_is_the_enumerated_one[{case}]"
-
-
 def penalty(case: str) -> str:
     return f"test_exact.py::test_reinforce_with_the_reverse_kl_stands_still_at_the_optimum_and_only_there[{case}]"
 
@@ -65,14 +57,12 @@ BEST = "test_groups.py::test_best_and_worst_share_ties_and_ignore_padding"
 BEST_OF_N = "test_groups.py::test_best_of_n_is_what_enumerating_all_draws_gives[score1-3]"
 BASELINES = "test_groups.py::test_baselines_are_the_mean_of_the_others_and_the_bessel_corrected_deviation"
 ENUMERATED = "test_groups.py::test_exact_group_is_the_expectation_over_all_sampled_groups[2]"
-KL_EXACT = "test_groups.py::test_kl_is_the_exact_one_when_every_response_is_listed_under_an_older_policy"
 DESIRABLE = "test_groups.py::test_desirable_is_what_scores_above_a_threshold_that_is_the_mean_score_by_default"
 UNPAIRED = "test_objectives.py::test_kto_and_bco_measure_gains_from_the_batchs_reference_point"
 CLIP = "test_exact.py::test_a_ratio_outside_the_clip_range_feels_force_only_back_into_it"
 NASH = "test_exact.py::test_nash_md_pulls_by_the_win_rate_against_the_geometric_mixture"
 SCIPY = "test_metrics.py::test_kl_and_entropy_are_scipys"
 EXACT_METRICS = "test_gaps.py::test_exact_metrics_are_means_over_contexts_of_what_numpy_sums"
-SAMPLED_METRICS = "test_gaps.py::test_sampled_metrics_are_the_exact_ones_within_5_standard_errors"
 MIXED = "test_gaps.py::test_mixed_sequences_come_from_either_source_and_know_its_probability"
 KEYS = "test_simulate.py::test_offline_data_stay_and_on_policy_data_change_at_every_step"
 FORCES = "test_gaps.py::test_a_probe_sees_forces_that_point_up_where_a_response_is_pulled"
@@ -109,12 +99,8 @@ ROWS: dict[str, list[tuple[str, str, str, str]]] = {
          "standard deviation with n in the denominator", BASELINES),
         ("weight = safe_divide(weight, weight.sum())", "pass", "given weights are not normalised",
          "test_groups.py::test_weights_count_in_proportion_whatever_they_sum_to"),
-        ("number((real & (weight > 0)).sum() if draws is None else draws)", "number(n if draws is None else draws)",
-         "padding counts as a draw", BASELINES),
         ("number(safe_divide((weight * score).sum(), weight.sum()) if threshold is None",
          "number(score.mean() if threshold is None", "padding is in the default threshold", DESIRABLE),
-        ("jax.nn.sigmoid((gap - self.min_gap) / temperature)", "jax.nn.sigmoid((gap - self.min_gap) * temperature)",
-         "noisier labels are surer", "test_groups.py::test_gumbel_scores_prefer_with_the_logistic_of_the_gap"),
         ("hard = ((gap > 0) &", "hard = ((gap >= 0) &", "exact ties are compared",
          "test_groups.py::test_exact_labels_without_noise_are_the_sampled_ones"),
         ("return best_of_n_weights(self.weight, self.score, self.draws)",
@@ -134,28 +120,19 @@ ROWS: dict[str, list[tuple[str, str, str, str]]] = {
         ("set(won * safe_divide(mass, tie))", "set(won)", "each tied response wins for all of them", BEST_OF_N),
         ("share=alive * one_over(alive.sum())", "share=alive / number", "empty groups are in the denominator",
          "test_groups.py::test_the_parts_add_up_to_the_mean_over_all_responses_tokens_pairs_of_the_batch"),
-        ("one_over(per_group(lambda g: total(g.count() * g.length())).sum())",
-         "one_over(per_group(lambda g: g.length().sum()).sum())", "tokens of unlikely responses count fully",
-         exact("ppo_clip")),
         ("jax.lax.stop_gradient(jnp.where(groups.mask, logp, 0))", "jnp.where(groups.mask, logp, 0)",
          "the reference point of KTO has a gradient",
          "test_groups.py::test_no_gradient_flows_through_the_prepared_statistics"),
-        ("group.total(logp - group.old_logp), -jnp.inf", "group.total(logp - group.ref_logp), -jnp.inf",
-         "importance weights from the reference", KL_EXACT),
         ("weight = group.weight * jnp.exp(lead - jnp.max(lead, initial=-1e30))", "weight = group.weight",
-         "no importance weights in the KL", KL_EXACT),
-        ("total(weight)), group.expect(gain)", "total(weight)), safe_divide(total(weight * gain), total(weight))",
-         "the mean gain is that of the learner's responses", KL_EXACT),
+         "no importance weights in the KL",
+         "test_groups.py::test_kl_is_the_exact_one_when_every_response_is_listed_under_an_older_policy"),
     ],
     "objectives/core.py": [
         ("safe_exp(-gain) - 1 + gain", "safe_exp(gain) - 1 - gain", "k3 of the other direction", response("kl_k3")),
         ('"k2": lambda gain: gain**2 / 2', '"k2": lambda gain: safe_exp(-gain) - 1 + gain', "k2 is k3",
          penalty("k2-loss-reinforce")),
-        ("+ kl_coef * group.mean", "- kl_coef * group.mean", "the penalty pays", penalty("k2-loss-reinforce")),
         ("estimate(jax.lax.stop_gradient(gain))", "estimate(gain)", "the penalty in the reward has a gradient",
          "test_objectives.py::test_a_penalty_in_the_reward_has_no_gradient_of_its_own"),
-        ("objective(one, group, **hyper))(logp, groups).sum()", "objective(one, group, **hyper))(logp, groups).mean()",
-         "the batch's loss is divided by B twice", response("sft")),
         ("return -jax.grad(lambda x: made(x, group, **hyper))(logp)",
          "return jax.grad(lambda x: made(x, group, **hyper))(logp)", "forces point down",
          "test_exact.py::test_on_policy_the_force_is_the_gradient_of_the_expected_reward[reinforce-1]"),
@@ -221,8 +198,6 @@ ROWS: dict[str, list[tuple[str, str, str, str]]] = {
         ("(group.best() - negative * others(group)) * group.total(logp)",
          "(group.best() + negative * others(group)) * group.total(logp)", "the negative term pulls",
          response("best_of_n_negative")),
-        ("negative * others(group) * log1mexp(total)", "negative * others(group) * total",
-         "the complement is the response", response("best_of_n_complement")),
         ("group.total(group.ref_logp - group.old_logp))", "group.total(group.old_logp - group.ref_logp))",
          "XPO's density ratio is upside down",
          "test_exact.py::test_xpo_is_dpo_between_policy_and_reference_plus_the_references_mean_log_probability"),
@@ -255,8 +230,6 @@ ROWS: dict[str, list[tuple[str, str, str, str]]] = {
          divergence("reverse_kl")),
         ("_hide(group, group.total(group.ref_logp), -1e30)", "_hide(group, group.total(group.old_logp), -1e30)",
          "the optimum starts from the old policy", divergence("reverse_kl")),
-        ("best_of_n_weights(jax.nn.softmax(_reference(group)),", "best_of_n_weights(group.weight,",
-         "best of n of the old policy", divergence("bond_forward")),
         ("(1 - jeffreys_weight) * forward + jeffreys_weight * backward",
          "jeffreys_weight * forward + (1 - jeffreys_weight) * backward", "Jeffreys' weights are exchanged",
          "test_exact.py::test_jeffreys_divergence_runs_from_the_forward_to_the_backward_kl"),
@@ -293,11 +266,6 @@ ROWS: dict[str, list[tuple[str, str, str, str]]] = {
         ("return self.sample(self.at(self.data_logits, context), key, n)",
          "return self.sample(self.at(self.ref_logits, context), key, n)", "data are drawn from the reference",
          "test_problems.py::test_drawn_sequences_follow_the_table_and_avoid_forbidden_tokens[None]"),
-        ("peaks(100, places[which], 10.0) / (length + 1)", "peaks(100, places[which], 10.0) / length",
-         "the prompt is not in the mean",
-         "test_problems.py::test_paper_sequences_start_at_and_cannot_pass_the_papers_numbers[R7-0.3572]"),
-        ("np.abs(place - 1 - target) - np.abs(place - target)", "np.abs(place - target) - np.abs(place - 1 - target)",
-         "long responses pay", "test_problems.py::test_length_rewards_count_tokens[min-5.0]"),
         ("norm.logsf(place + 0.5, mode, spread)", "norm.logsf(place, mode, spread)", "lengths are rounded up",
          "test_problems.py::test_reference_lengths_are_a_rounded_normal_and_a_hazard_is_the_chance_to_end"),
     ],
@@ -307,10 +275,6 @@ ROWS: dict[str, list[tuple[str, str, str, str]]] = {
         ("read = jnp.concatenate([start[:, None], response[:, :-1]], axis=1)", "read = response",
          "log-probabilities are not shifted by one token",
          "test_policies.py::test_transformer_reads_only_the_tokens_before_and_its_prompt"),
-        ("jnp.arange(length) <= t)", "jnp.arange(length) < t + 2)", "sampling reads one token ahead",
-         one_distribution("transformer-sequences")),
-        ("0.01 * math.sqrt(6 / sum(w.shape))", "0.01 * math.sqrt(2 / sum(w.shape))", "Xavier-normal bounds",
-         "test_policies.py::test_paper_network_without_its_first_fit_is_almost_uniform"),
         ("jnp.exp(logp) * (logp - jnp.where(jnp.isneginf(ref), 0, ref))",
          "jnp.exp(ref) * (jnp.where(jnp.isneginf(ref), 0, ref) - logp)", "the first fit minimises the other KL",
          "test_gaps.py::test_a_network_that_cannot_tell_contexts_apart_starts_at_the_geometric_mean_of_their_referenc"
@@ -331,9 +295,8 @@ ROWS: dict[str, list[tuple[str, str, str, str]]] = {
          "the reverse KL is the other one", EXACT_METRICS),
         ("jax.nn.logsumexp(state.log_probs, axis=0) - math.log(state.log_probs.shape[0])",
          "jax.nn.logsumexp(state.log_probs, axis=0)", "a sum over contexts", EXACT_METRICS),
-        ('"kl": own_gap.mean()', '"kl": -own_gap.mean()', "sampled KL of the wrong sign", SAMPLED_METRICS),
-        ("(tokens.min(-1) + tokens.max(-1)).sum() / 2", "(tokens.min(-1) + tokens.max(-1)).mean() / 2",
-         "half-way per token", SAMPLED_METRICS),
+        ('"kl": own_gap.mean()', '"kl": -own_gap.mean()', "sampled KL of the wrong sign",
+         "test_gaps.py::test_sampled_metrics_are_the_exact_ones_within_5_standard_errors"),
     ],
     "simulate.py": [
         ("slope = slope - jnp.exp(table) * total(slope)[..., None]", "pass", "logits move as log-probabilities do",
@@ -359,8 +322,6 @@ ROWS: dict[str, list[tuple[str, str, str, str]]] = {
         ("jnp.where(live & ((first_bad < 0) | ~freeze), new, old)", "jnp.where(live, new, old)",
          "a run that diverged goes on",
          "test_simulate.py::test_a_run_whose_loss_is_infinite_for_a_while_is_frozen_or_kept_going_or_raised"),
-        ("data + jnp.log1p(-fraction)", "data + jnp.log(fraction)", "a mixture of equal shares",
-         "test_simulate.py::test_a_mixture_draws_from_both_policies_in_proportion"),
         ("force=-slope,", "force=slope,", "probes see forces that point down", FORCES),
         ("total(weight * score) if method.threshold is None", "score.mean(-1) if method.threshold is None",
          "the exact threshold is a mean over the list",

@@ -1,4 +1,4 @@
-"""Facts that wrong formulas were found to pass by: `mutants.py` holds those formulas."""
+"""Facts that wrong formulas were found to pass by; most of those formulas are in `mutants.py`."""
 
 import jax
 import jax.numpy as jnp
