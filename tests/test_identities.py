@@ -760,8 +760,8 @@ def compiled(actions: int, bits: int) -> dict[str, np.ndarray]:
 
     # One size is compiled as everywhere; for the others a quick compilation does, of the same operations.
     options = None if actions == 17 else {"xla_backend_optimization_level": 0}
-    # Three lanes at a time: all pairs of a thousand actions take megabytes.
-    run = jax.jit(lambda lanes: jax.lax.map(every, lanes, batch_size=3), compiler_options=options)
+    # One lane at a time: all pairs of a thousand actions take megabytes.
+    run = jax.jit(lambda lanes: jax.lax.map(every, lanes), compiler_options=options)
     with jax.enable_x64(bits == 64):
         return jax.tree.map(np.asarray, run(arrays(actions, bits)))
 
