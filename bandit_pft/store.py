@@ -274,8 +274,9 @@ def opened(
 
 
 def _sweep_up(folder: Path, worker: Worker) -> None:
-    """Remove what a writer that was killed left half done: the manifest's, and this worker's own tiles'."""
-    for left in folder.rglob("*.tmp.*"):
+    """Remove what a writer that was killed left behind: the manifest's, and this worker's own tiles'."""
+    finished = [path for path in folder.glob("tiles/*.part.npz") if (path.parent / f"{path.name[:6]}.npz").exists()]
+    for left in (*folder.rglob("*.tmp.*"), *finished):
         number = left.name.partition(".")[0]
         if not number.isdecimal() or int(number) % worker.count == worker.index:
             left.unlink(missing_ok=True)

@@ -6,6 +6,12 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#ifdef __SSE2__
+#include <xmmintrin.h>
+#else
+#define _mm_getcsr() 0
+#define _mm_setcsr(state) (void)(state)
+#endif
 
 enum { FORWARD_KL, REVERSE_KL, RWR, REINFORCE, RLOO, GRPO, BEST_OF_N, PREF_FT, DPO, IPO };
 enum { BLOCK = 256, MAX_DRAWS = 64 };
@@ -285,6 +291,8 @@ void run(const Task *t, uint64_t seed, float *out) {
     float (*shared)[16] = malloc(threads * sizeof *shared);
 #pragma omp parallel
     {
+        unsigned rounding = _mm_getcsr();
+        _mm_setcsr(rounding | 0x8040); // subnormal numbers are 0, as in XLA's programs
         int me = omp_get_thread_num(), team = alone ? 1 : omp_get_num_threads();
         float *x = space + (alone ? me : 0) * stride, *p = x + K, *f = p + K;
         int lo = alone ? 0 : (int)((int64_t)K / 16 * me / team) * 16, hi = alone ? K : (int)((int64_t)K / 16 * (me + 1) / team) * 16;
@@ -311,6 +319,7 @@ void run(const Task *t, uint64_t seed, float *out) {
 #pragma omp barrier
             }
         }
+        _mm_setcsr(rounding);
     }
     free(space), free(w), free(shared);
 }

@@ -52,16 +52,18 @@ def library() -> ctypes.CDLL:
         raise RuntimeError("no C compiler: install gcc")
     with tempfile.TemporaryDirectory() as folder:
         target = os.path.join(folder, "kernel.so")
-        flags = ["-O3", "-march=native", "-ffast-math", "-fopenmp", "-fPIC", "-shared"]
+        flags = ["-O3", "-march=native", "-ffast-math", "-fopenmp", "-fPIC"]
         if platform.machine() in ("x86_64", "AMD64"):
             flags.append("-mprefer-vector-width=512")
-        made = subprocess.run(
-            [compiler, *flags, "-o", target, str(Path(__file__).with_name("kernel.c")), "-lm"],
-            capture_output=True,
-            text=True,
-        )
-        if made.returncode:
-            raise RuntimeError(f"{compiler} failed: {made.stderr[-300:]}")
+        source = str(Path(__file__).with_name("kernel.c"))
+        # Linked without -ffast-math, which would turn subnormal numbers off in every process that loads the kernel.
+        for step in (
+            [*flags, "-c", source, "-o", target + ".o"],
+            ["-shared", "-fopenmp", target + ".o", "-o", target, "-lm"],
+        ):
+            made = subprocess.run([compiler, *step], capture_output=True, text=True)
+            if made.returncode:
+                raise RuntimeError(f"{compiler} failed: {made.stderr[-300:]}")
         kernel = ctypes.CDLL(target)
     kernel.run.argtypes = [ctypes.c_void_p, ctypes.c_uint64, ctypes.c_void_p]
     kernel.run.restype = None

@@ -31,6 +31,7 @@ def test_another_language_reaches_the_same_policies_as_numpy(peer):
             assert disagreement(task, {"NumPy": [ours], peer.name: [theirs]}) == "", objective
             if not sampled:
                 assert abs(ours - REFERENCE).max() > 4e-3, f"{objective} does not move: agreement would mean nothing"
+    assert float.fromhex("0x1p-1074") != 0, "a run leaves subnormal numbers turned off in this process"
 
 
 def test_many_actions_are_drawn_alike_by_c_and_numpy():

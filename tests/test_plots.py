@@ -252,7 +252,7 @@ def test_a_mistyped_axis_is_refused_with_the_nearest_name():
         plots.learning_curves(results(), x="reward_querys")
 
 
-@given(st.lists(st.floats(-0.2, 1.2), min_size=1, max_size=12), st.floats(0.001, 0.08))
+@given(st.lists(st.floats(-0.2, 1.2, allow_subnormal=False), min_size=1, max_size=12), st.floats(0.001, 0.08))
 def test_spread_labels_keep_order_and_distance_inside_the_panel(wanted, gap):
     places = plots.spread(wanted, gap)
     inside = np.sort(places)

@@ -1,6 +1,7 @@
 """The loop does what Algorithm 1 says; its exact dynamics are those of a plain NumPy loop."""
 
 import math
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +28,7 @@ from bandit_pft import (
 from bandit_pft.errors import ConfigError, DomainError, NumericsError, ResourceError, ShapeError
 from bandit_pft.groups import best_of_n_weights
 from bandit_pft.objectives import OBJECTIVES
-from bandit_pft.simulate import run_jit, seed_key
+from bandit_pft.simulate import seed_key
 
 R4, R5 = paper_bandit("R4"), paper_bandit("R5")
 
@@ -242,11 +243,18 @@ def test_learning_rate_schedules_and_optimisers_of_optax_take_part():
 
 
 def test_one_compilation_serves_all_numbers_of_a_method():
-    before = run_jit._cache_size()
+    ipo, traced = OBJECTIVES["ipo"], []
+
+    def counted(logp, group, *, beta):
+        traced.append(beta)
+        return ipo.function(logp, group, beta=beta)
+
+    made, counts = replace(ipo, function=counted), []
     for rate, beta, reuse, fraction, noise in [(0.1, 0.1, 1, 1.0, 0.0), (1.0, 0.5, 4, 0.0, 0.2), (2.0, 1, 9, 0.4, 1.0)]:
-        simulate(R5, Method("ipo", hyper={"beta": beta}, learning_rate=rate, reuse=reuse, on_policy=fraction,
+        simulate(R5, Method(made, hyper={"beta": beta}, learning_rate=rate, reuse=reuse, on_policy=fraction,
                             label_noise=noise, min_gap=noise, num_responses=3), 0, steps=7)  # fmt: skip
-    assert run_jit._cache_size() == before + 1
+        counts.append(len(traced))
+    assert counts[0] > 0 and counts[1:] == counts[:1] * 2
 
 
 def test_a_run_may_be_vmapped_over_keys_and_differentiated_by_nobody():

@@ -210,12 +210,13 @@ def test_a_disk_that_cannot_hold_the_sweep_is_refused_before_it_runs(tmp_path, m
 def test_what_a_killed_writer_left_half_written_is_swept_up_by_the_worker_it_belonged_to(tmp_path):
     small(tmp_path, worker="0/2")
     left = [tmp_path / "tiles" / f"{n:06d}.npz.tmp.1" for n in (1, 2)]
+    left.append(tmp_path / "tiles" / "000000.part.npz")  # Killed between the tile and the end of its checkpoint.
     for path in left:
         path.write_bytes(b"half")
     small(tmp_path, worker="1/2")
-    assert [path.exists() for path in left] == [False, True]
+    assert [path.exists() for path in left] == [False, True, True]
     small(tmp_path)
-    assert not list(tmp_path.rglob("*.tmp.*"))
+    assert not list(tmp_path.rglob("*.tmp.*")) and not checkpoints(tmp_path)
 
 
 # --- several writers -----------------------------------------------------------------------------------------------
