@@ -7,6 +7,7 @@ import argparse
 import hashlib
 import importlib
 import os
+import signal
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
@@ -51,6 +52,8 @@ if __name__ == "__main__":
     parser.add_argument("--checkpoint", type=float, default=sweeping.CHECKPOINT, help="seconds between checkpoints")
     parser.add_argument("--segment", type=float, default=sweeping.SEGMENT, help="seconds of a segment")
     given = parser.parse_args()
+    # Where the tests run in the background of a script, their children would ignore Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     jax.config.update("jax_num_cpu_devices", given.devices)
     sweeping.CHECKPOINT, sweeping.SEGMENT = given.checkpoint, given.segment
     assert len(jax.devices()) == given.devices
