@@ -1,13 +1,17 @@
-"""The command line: `bandit-pft demo`, `run`, `sweep`, `list`, `cite` and `readme`."""
+"""The command line: `bandit-pft demo`, `run`, `sweep`, `reproduce`, `list`, `cite` and `readme`."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
 import sys
+import tempfile
+import time
 import warnings
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any, get_args
 
@@ -15,7 +19,7 @@ import jax
 import numpy as np
 import xarray as xr
 
-from bandit_pft import paper, plots, style
+from bandit_pft import claims, paper, plots, style
 from bandit_pft.errors import (
     ConfigError,
     DomainError,
@@ -33,13 +37,12 @@ from bandit_pft.policies import Policy, context_network, factorised, tabular, ta
 from bandit_pft.probes import distribution_probe, standard_probe
 from bandit_pft.problems import Problem
 from bandit_pft.simulate import OnNonfinite
-from bandit_pft.store import Worker
+from bandit_pft.store import Worker, write_file
 from bandit_pft.sweep import save, sweep
 
 WRONG_INPUT = (ConfigError, DomainError, ShapeError, ResourceError, NumericsError, StoreError)
 PAPER = "tajwar2024preference"
 POLICIES = ("tabular", "tabular_shared", "context_network", "factorised", "transformer")
-BEGIN, END = "<!-- objectives:begin -->", "<!-- objectives:end -->"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -110,9 +113,24 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     many.add_argument("--strict", action="store_true", help="refuse to go on with other versions or another machine")
 
-    names = commands.add_parser("list", help="what there is: objectives, problems, presets")
+    proof = commands.add_parser("reproduce", help="the claims of the paper and its successors: measured, judged, drawn")
+    proof.set_defaults(command=_reproduce)
+    proof.add_argument(
+        "claims", nargs="*", metavar="CLAIM", help="of `bandit-pft list claims`, such as C7 (default: all)"
+    )
+    proof.add_argument(
+        "--figure", action="append", default=[], metavar="NAME", help="what this figure draws; can be repeated"
+    )
+    proof.add_argument("--quick", action="store_true", help="few seeds, and without the experiments that take long")
+    proof.add_argument("--again", action="store_true", help="measure anew what has been measured")
+    proof.add_argument(
+        "--out", type=Path, metavar="FOLDER", help="for table and figures (default: figures, quick: results/quick)"
+    )
+    _add_folder(proof, "--results", "results/claims", "for what was measured")
+
+    names = commands.add_parser("list", help="what there is: objectives, problems, presets, claims")
     names.set_defaults(command=_list)
-    names.add_argument("kind", choices=("objectives", "problems", "presets"), nargs="?", default="objectives")
+    names.add_argument("kind", choices=("objectives", "problems", "presets", "claims"), nargs="?", default="objectives")
     names.add_argument("names", nargs="*", metavar="NAME", help="only these objectives")
     names.add_argument("--brief", action="store_true", help="names and what they do, without formulas and measurements")
 
@@ -120,7 +138,7 @@ def _parser() -> argparse.ArgumentParser:
     cite.set_defaults(command=_cite)
     cite.add_argument("objectives", nargs="*", metavar="OBJECTIVE")
 
-    readme = commands.add_parser("readme", help="bring the table of objectives in README.md up to date")
+    readme = commands.add_parser("readme", help="bring the tables in README.md up to date")
     readme.set_defaults(command=_readme)
     readme.add_argument("--file", type=Path, default=Path("README.md"))
     readme.add_argument("--check", action="store_true", help="change nothing; exit code 1 if the table is out of date")
@@ -327,6 +345,69 @@ def _numbers(option: str, given: Sequence[str]) -> dict[str, float]:
     return {name: value for name, (value, *_) in numbers.items()}
 
 
+# --- reproducing -----------------------------------------------------------------------------------------------------
+def _reproduce(options: argparse.Namespace) -> int:
+    import_module("bandit_pft.experiments")
+    out, results = options.out or Path("results/quick" if options.quick else "figures"), options.results
+    todo = claims.chosen(options.claims, options.figure, options.quick)
+    path = lambda made: claims.result_path(made, results, options.quick)
+    known = [made for made in todo if path(made).exists() and not options.again]
+    for made in known:
+        claims.measured(path(made))  # Refuses results of other code before anything runs.
+    for folder in (out, results):
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    missing = [made for made in todo if made not in known]
+    planned, spent = 0.0, 0.0
+    for i, made in enumerate(missing):
+        # How fast the machine is shows in what is done.
+        left = sum(other.seconds for other in missing[i:]) * (spent / planned if planned else 1)
+        print(f"[{i + 1}/{len(missing)}] {made.name}, about {left / 60:.1f} min left", file=sys.stderr, flush=True)
+        begun = time.monotonic()
+        try:
+            claims.measure(made, results, options.quick)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(
+                f"stopped, {i} of {len(missing)} experiments done: the same command goes on"
+            ) from None
+        planned, spent = planned + made.seconds, spent + time.monotonic() - begun
+    return _report_claims(options, todo, out)
+
+
+def _report_claims(options: argparse.Namespace, done: Sequence[claims.Experiment], out: Path) -> int:
+    """Draw what was asked for, and put all that is known into one table."""
+    outcomes, stale = {}, []
+    for made in claims.EXPERIMENTS.values():
+        path = claims.result_path(made, options.results, options.quick)
+        try:
+            outcomes |= {made.name: claims.measured(path)} if path.exists() else {}
+        except StoreError:
+            stale.append(made.name)
+    figures = [name for name, (made, _) in claims.FIGURES.items() if made in done]
+    if options.figure and not options.claims:
+        figures = [name for name in figures if name in options.figure]
+    for name in figures:
+        made, draw = claims.FIGURES[name]
+        table = outcomes[made.name].tables[name]
+        plots.save(draw(table), out / name)
+        write_file(out / f"{name}.csv", table.to_csv(index=False, float_format="%.6g").encode())
+    rows = [claims.judge(claim, outcomes[claim.experiment.name].measures)
+            for claim in claims.CLAIMS.values() if claim.experiment.name in outcomes]  # fmt: skip
+    drawn = claims.gallery(name for name in claims.FIGURES if (out / f"{name}.png").exists())
+    write_file(out / "claims.md", (claims.markdown(rows, options.quick) + drawn).encode())
+    write_file(out / "claims.json", json.dumps(claims.as_records(rows), indent=1, ensure_ascii=False).encode())
+    for row in rows:
+        if row.claim.experiment in done:
+            print(f"{row.claim.key:5} {claims.verdict_text(row)}: {row.claim.says}")
+    print(f"\n{claims.summary(rows)} Table: {out / 'claims.md'}, figures and their data: {out}")
+    unknown = len(claims.CLAIMS) - len(rows)
+    if unknown:
+        print(f"{unknown} other claims are not measured{' in a quick run' if options.quick else ' yet'}"
+              + (f"; left out, because measured by other code: {', '.join(stale)}" if stale else ""))  # fmt: skip
+    return 0
+
+
 # --- telling ---------------------------------------------------------------------------------------------------------
 def _list(options: argparse.Namespace) -> int:
     if options.names and options.kind != "objectives":
@@ -334,6 +415,9 @@ def _list(options: argparse.Namespace) -> int:
     chosen = [get_objective(name) for name in options.names] or list(OBJECTIVES.values())
     if options.kind == "presets":
         rows = [(name, make().claim) for name, make in paper.PRESETS.items()]
+    elif options.kind == "claims":
+        import_module("bandit_pft.experiments")
+        rows = [(key, made.says) for key, made in claims.CLAIMS.items()]
     elif options.kind == "problems":
         rows = [
             *((name, f"bandit of 100 actions: {title}") for name, title in paper.TITLES.items()),
@@ -432,12 +516,28 @@ def _reference(key: str, papers: Mapping[str, str]) -> str:
     return f"[{text}](https://arxiv.org/abs/{field('eprint')})" if field("eprint") else text
 
 
+def claims_table(path: Path) -> str:
+    """The README's summary of the table of claims that `reproduce` left."""
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))
+        lines = [f"| {row['claim']} | {row['says']} | {row['text']} |".replace("\n", " ") for row in rows]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path} is not a table of claims ({error}): run `bandit-pft reproduce`") from error
+    counts = claims.count_verdicts(row["verdict"] for row in rows)
+    return "\n".join([counts, "", "| | claim | verdict |", "|---|---|---|", *lines])
+
+
 def _readme(options: argparse.Namespace) -> int:
-    old = options.file.read_text(encoding="utf-8") if options.file.exists() else ""
-    if BEGIN not in old or END not in old:
-        raise ConfigError(f"{options.file} has no lines {BEGIN} and {END} to put the table between")
-    head, rest = old.split(BEGIN, 1)
-    new = f"{head}{BEGIN}\n{objectives_table()}\n{END}{rest.split(END, 1)[1]}"
+    old = new = options.file.read_text(encoding="utf-8") if options.file.exists() else ""
+    tables = {"objectives": objectives_table}
+    if "<!-- claims:begin -->" in old:
+        tables["claims"] = lambda: claims_table(options.file.parent / "figures" / "claims.json")
+    for name, table in tables.items():
+        begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+        if begin not in new or end not in new:
+            raise ConfigError(f"{options.file} has no lines {begin} and {end} to put the table between")
+        head, rest = new.split(begin, 1)
+        new = f"{head}{begin}\n{table()}\n{end}{rest.split(end, 1)[1]}"
     if options.check:
         if new != old:
             print(f"{options.file} is out of date: run `bandit-pft readme`", file=sys.stderr)

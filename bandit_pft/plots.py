@@ -308,7 +308,7 @@ def _caption(ds: xr.Dataset, y: str, step: int, spread: Spread) -> str:
 
 
 # --- pieces ----------------------------------------------------------------------------------------------------------
-class _End(NamedTuple):
+class End(NamedTuple):
     """Where a line ends, and how its name is written."""
 
     x: float
@@ -338,13 +338,13 @@ def _curves(
         figure = SlideFigure(figsize=(style.SLIDE[0], height), layout="constrained")
         figure.get_layout_engine().set(wspace=0.06, hspace=0.06)  # type: ignore[union-attr]
         axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
-        panels: list[tuple[Axes, list[_End]]] = []
+        panels: list[tuple[Axes, list[End]]] = []
         for p, (ax, name) in enumerate(zip(axes, problems, strict=False)):
             ends = []
             if name in optima:
                 ax.plot(*optima[name], color=style.OPTIMUM, lw=1.2, zorder=1)
                 x_end, y_end = (float(v[-1]) for v in optima[name])
-                ends.append(_End(x_end, y_end, "optimum", style.OPTIMUM))
+                ends.append(End(x_end, y_end, "optimum", style.OPTIMUM))
             for m, method in enumerate(methods):
                 good = drawn[p, m]
                 if good.any():
@@ -353,7 +353,7 @@ def _curves(
                     shown = (xs[p, m][good] > 0).all(0) if log else slice(None)
                     end = _draw_runs(ax, xs[p, m][good][:, shown], ys[p, m][good][:, shown], paint, dashes[method],
                                      SPREADS[spread][0])  # fmt: skip
-                    ends.append(_End(*end, style.label(method), paint, dashes[method]))
+                    ends.append(End(*end, style.label(method), paint, dashes[method]))
             panels.append((ax, ends))
             ax.set_title(name)
             ax.set_xlabel(_axis_name(ds, x))
@@ -366,7 +366,7 @@ def _curves(
         every_y = np.concatenate([ys[drawn].ravel(), *(r for _, r in optima.values())])
         _limits(axes[0], every_x, every_y, log)
         figure.supxlabel(_note(ds, drawn, spread), fontsize=14, color="#444444")
-        _label_ends(figure, panels)
+        label_ends(figure, panels)
     return figure
 
 
@@ -418,7 +418,7 @@ def _limits(ax: Axes, x: np.ndarray, y: np.ndarray, log: bool) -> None:
 SWATCH = 1.05, 1.14  # Where the piece of line next to a name begins and ends, in panel widths.
 
 
-def _label_ends(figure: Figure, panels: Sequence[tuple[Axes, Sequence[_End]]]) -> None:
+def label_ends(figure: Figure, panels: Sequence[tuple[Axes, Sequence[End]]]) -> None:
     """Name each line right of its panel, as near to the line's end as the other names allow."""
     figure_notes = []
     for ax, ends in panels:

@@ -259,7 +259,12 @@ def context_network(
 # --- autoregressive --------------------------------------------------------------------------------------------------
 @_once
 def transformer(
-    layers: int = 3, heads: int = 3, width: int = 48, pretrain_steps: int = 100, pretrain_lr: float = 0.01
+    layers: int = 3,
+    heads: int = 3,
+    width: int = 48,
+    pretrain_steps: int = 100,
+    pretrain_lr: float = 0.01,
+    authors_log_prob: bool = False,
 ) -> Policy:
     """minGPT's decoder, gpt-nano by default: learned positions, LayerNorm first, tanh-GELU, untied head, no dropout.
 
@@ -268,11 +273,15 @@ def transformer(
     The logits that follow token t predict token t + 1. `init` fits the reference with `pretrain_steps` Adam steps, each
     on 32 prefixes drawn from the *reference*, minimising sum_t KL(pi(. | prefix) || ref) over the tokens that exist.
 
+    Args:
+        authors_log_prob: log-probabilities as the authors' code takes them, not shifted by one token: the logits that
+            follow token t are read at token t itself, the prompt's among them (its share is in the first token). They
+            are not those of what `sample` draws, and learning from them teaches to copy.
+
     Raises:
         ConfigError, DomainError, TypeError: sizes or rates that do not exist; heads that do not divide the width.
 
-    Source: minGPT by A. Karpathy; Tajwar et al. (2024), authors' code, with log-probabilities shifted by one token,
-    which theirs are not.
+    Source: minGPT by A. Karpathy; Tajwar et al. (2024), authors' code.
     """
     for argument, value in (("layers", layers), ("heads", heads), ("width", width)):
         check_integer(argument, value, at_least=1)
@@ -280,6 +289,8 @@ def transformer(
         raise ConfigError(f"width is {width}; it must be a multiple of heads = {heads}")
     check_integer("pretrain_steps", pretrain_steps, at_least=0)
     check_number("pretrain_lr", pretrain_lr, above=0)
+    if not isinstance(authors_log_prob, bool):
+        raise TypeError(f"authors_log_prob is {shown(authors_log_prob)}; it must be True or False")
 
     def prompt(problem: Problem, context: Any) -> Any:
         return context if problem.num_contexts == problem.num_tokens else problem.num_tokens + context
@@ -300,12 +311,15 @@ def transformer(
     def head(params: dict[str, Any], x: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
         return _layer_norm(params["norm"], x) @ params["head"]
 
-    def forward(params: dict[str, Any], problem: Problem, start: Array, response: Array) -> Float[Array, "N T V"]:
-        """Logits of every token given the prompt and the tokens before it."""
-        start = jnp.broadcast_to(start, response.shape[:1])
-        read = jnp.concatenate([start[:, None], response[:, :-1]], axis=1)
-        x = params["token"][read] + params["place"][: problem.length]
-        seen = jnp.tril(jnp.ones((problem.length, problem.length), bool))
+    def after_prompt(problem: Problem, context: Any, response: Int[Array, "N T"]) -> Int[Array, "N T+1"]:
+        start = jnp.broadcast_to(jnp.asarray(prompt(problem, context)), response.shape[:1])
+        return jnp.concatenate([start[:, None], response], axis=1)
+
+    def forward(params: dict[str, Any], read: Int[Array, "N L"]) -> Float[Array, "N L V"]:
+        """Logits that follow each token."""
+        length = read.shape[1]
+        x = params["token"][read] + params["place"][:length]
+        seen = jnp.tril(jnp.ones((length, length), bool))
         mix = lambda q, k, v: attend(q, k, v, seen)
         x, _ = jax.lax.scan(lambda x, layer: (block(layer, x, mix), None), x, params["blocks"])
         return head(params, x)
@@ -314,9 +328,19 @@ def transformer(
         params: dict[str, Any], problem: Problem, context: Context, response: Int[Array, "N T"]
     ) -> Float[Array, "N T"]:
         response = problem.as_response(response)
-        logits = forward(params, problem, jnp.asarray(prompt(problem, context)), response)
-        logp = log_softmax(_allow(logits, problem.at(problem.ref_logits, context)))
-        chosen = jnp.take_along_axis(logp, response[..., None], axis=-1)[..., 0]
+        read = after_prompt(problem, context, response)
+        take = lambda logp, token: jnp.take_along_axis(logp, token[..., None], axis=-1)[..., 0]
+        if authors_log_prob:
+            if problem.num_contexts != problem.num_tokens:
+                raise ConfigError(
+                    f"authors_log_prob asks for the prompt's own probability; the prompts of {problem.num_contexts} "
+                    f"contexts are none of the {problem.num_tokens} tokens: take as many contexts as tokens"
+                )
+            whole = take(log_softmax(forward(params, read)), read)
+            chosen = whole[:, 1:].at[:, 0].add(whole[:, 0])
+        else:
+            logits = _allow(forward(params, read[:, :-1]), problem.at(problem.ref_logits, context))
+            chosen = take(log_softmax(logits), response)
         return jnp.where(problem.mask_of(response), chosen, 0)
 
     def table(params: dict[str, Any], problem: Problem, context: Context) -> Float[Array, " A"]:
@@ -383,7 +407,8 @@ def transformer(
             contexts = jax.random.randint(context_key, (PRETRAIN_ROWS,), 0, problem.num_contexts)
             ref = problem.ref_logits[contexts]
             response = jax.random.categorical(token_key, ref).astype(jnp.int32)
-            kl = _token_kl(_allow(forward(params, problem, prompt(problem, contexts), response), ref), ref)
+            read = after_prompt(problem, contexts, response)[:, :-1]
+            kl = _token_kl(_allow(forward(params, read), ref), ref)
             return jnp.where(problem.mask_of(response), kl, 0).sum(-1).mean()
 
         return _adam(loss, new(new_key, problem), fit_key, pretrain_steps, pretrain_lr)

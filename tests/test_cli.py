@@ -258,7 +258,7 @@ def test_the_table_in_the_readme_is_up_to_date():
 
 def test_an_old_table_is_noticed_and_renewed(tmp_path, capsys):
     file = tmp_path / "README.md"
-    file.write_text(f"before\n{cli.BEGIN}\nold\n{cli.END}\nafter\n")
+    file.write_text("before\n<!-- objectives:begin -->\nold\n<!-- objectives:end -->\nafter\n")
     assert cli.main(["readme", "--check", "--file", str(file)]) == 1
     assert "old" in file.read_text()
     assert cli.main(["readme", "--file", str(file)]) == 0

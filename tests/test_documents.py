@@ -5,18 +5,21 @@ from pathlib import Path
 
 import pytest
 
-from bandit_pft import cli, paper
+import bandit_pft.experiments  # noqa: F401  registers the claims
+from bandit_pft import claims, cli, paper
 from bandit_pft.objectives import OBJECTIVES
 
 ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
-def kept_objectives():
-    before = dict(OBJECTIVES)
+def kept_registries():
+    known = OBJECTIVES, claims.CLAIMS, claims.EXPERIMENTS
+    before = [dict(one) for one in known]
     yield
-    OBJECTIVES.clear()
-    OBJECTIVES.update(before)
+    for one, entries in zip(known, before, strict=True):
+        one.clear()
+        one.update(entries)
 
 
 def examples(name: str) -> list[str]:
@@ -38,10 +41,19 @@ def test_the_readme_example_is_twelve_lines_and_shows_that_on_policy_wins_far_fr
         assert last.sel(algorithm=f"{objective} on-policy") > last.sel(algorithm=f"{objective} offline") + 0.2
 
 
-def test_the_worked_example_of_the_guide_runs_and_adds_an_objective(kept_objectives):
-    (code,) = examples("CONTRIBUTING.md")
+def test_the_worked_example_of_the_guide_runs_and_adds_an_objective(kept_registries):
+    code, _ = examples("CONTRIBUTING.md")
     exec(compile(code, "CONTRIBUTING.md", "exec"), {"__name__": "guide"})
     assert OBJECTIVES["dpo_capped"].formula.startswith("L = -mean over pairs")
+
+
+def test_the_guides_claim_runs_and_is_judged(kept_registries):
+    _, code = examples("CONTRIBUTING.md")
+    exec(compile(code, "CONTRIBUTING.md", "exec"), {"__name__": "guide"})
+    made = claims.CLAIMS["X1"]
+    outcome = made.experiment.run(True)
+    assert claims.judge(made, outcome.measures).judged[0].seeds == 2
+    assert set(outcome.tables["my_figure"]["line"]) == {"DPO"}
 
 
 @pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])
@@ -55,10 +67,12 @@ def test_links_of_the_documents_lead_somewhere(name):
 def test_every_command_that_the_readme_shows_is_understood():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     commands = [line.split("#")[0].split()[1:] for line in text.splitlines() if line.startswith("bandit-pft ")]
-    assert {command[0] for command in commands} == {"demo", "run", "sweep", "list", "cite", "readme"}
+    assert {command[0] for command in commands} == {"demo", "run", "sweep", "reproduce", "list", "cite", "readme"}
     parse = cli._parser().parse_args
     for command in commands:
         options = vars(parse(command))
+        if command[0] == "reproduce":
+            assert set(options["claims"]) <= set(claims.CLAIMS) and set(options["figure"]) <= set(claims.FIGURES)
         if command[0] in ("run", "sweep"):
             assert set(options["objectives"]) <= set(OBJECTIVES)
             assert all(paper.problem_named(name, contexts=1) for name in options["problems"])
@@ -66,8 +80,9 @@ def test_every_command_that_the_readme_shows_is_understood():
 
 def test_no_figure_is_kept_that_no_document_shows():
     text = "".join((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "CONTRIBUTING.md"))
-    kept = {path.with_suffix("").name for path in (ROOT / "figures").iterdir()}
-    assert kept == set(re.findall(r"figures/(\w+)\.(?:png|txt)", text))
+    shown = set(re.findall(r"figures/(\w+)\.(?:png|txt|md)", text))
+    shown |= set(re.findall(r"\]\((\w+)\.png\)", (ROOT / "figures" / "claims.md").read_text(encoding="utf-8")))
+    assert {path.with_suffix("").name for path in (ROOT / "figures").iterdir()} == shown
     for path in (ROOT / "figures").glob("*.png"):
         assert path.with_suffix(".svg").exists()
 

@@ -23,6 +23,8 @@ LAYERS = (
     ("simulate", "hf"),
     ("sweep",),
     ("paper", "plots", "explorer", "exercises"),
+    ("claims",),
+    ("experiments",),
     ("__init__", "cli"),
     ("__main__",),
 )

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +24,7 @@ from bandit_pft.problems import (
 INF = float("inf")
 SMALL_NETWORK = context_network((8, 7), 0)
 SMALL_TRANSFORMER = transformer(2, 2, 8, 0)
+ZEROS = np.zeros((1, 3), int)
 POLICIES = (tabular, tabular_shared, factorised, SMALL_NETWORK, SMALL_TRANSFORMER)
 DRAW = np.random.default_rng(0)
 LOGITS = DRAW.normal(size=(2, 3, 4))
@@ -331,6 +333,37 @@ def test_transformer_reads_only_the_tokens_before_and_its_prompt():
     assert not np.allclose(other - each, ref, atol=1e-3)
 
 
+def test_the_authors_log_probability_of_a_token_is_that_of_reading_it_and_giving_it_again():
+    problem, shipped = sequences(np.zeros((5, 3, 5))), transformer(2, 2, 8, 0, authors_log_prob=True)
+    params = moved(SMALL_TRANSFORMER, problem)
+    prompt, response = 4, DRAW.integers(0, 5, (6, 3))
+    right = jax.jit(lambda y: SMALL_TRANSFORMER.log_prob(params, problem, prompt, y))
+    found = np.asarray(shipped.log_prob(params, problem, prompt, jnp.asarray(response)))
+    again = [np.column_stack([response[:, :t], response[:, t - 1 : t], response[:, t:2]]) for t in (1, 2)]
+    copied = np.full((6, 3), prompt)
+    first = np.asarray(right(jnp.asarray(copied)))[:, 0] + np.asarray(right(jnp.asarray(again[0])))[:, 1]
+    np.testing.assert_allclose(found[:, 0], first, atol=1e-5)
+    np.testing.assert_allclose(found[:, 1], np.asarray(right(jnp.asarray(again[1])))[:, 2], atol=1e-5)
+    assert abs(found - np.asarray(right(jnp.asarray(response)))).max() > 0.1
+
+
+def test_learning_from_the_authors_log_probabilities_teaches_to_copy():
+    problem, shipped = sequences(np.zeros((5, 3, 5))), transformer(2, 2, 8, 0, authors_log_prob=True)
+    params = shipped.init(jax.random.key(0), problem)
+    responses = jnp.asarray(problem.responses()[0])
+    repeats = np.asarray(responses[:, 1:] == responses[:, :-1]).mean(1)
+
+    @partial(jax.jit, static_argnums=0)
+    def after_imitation(policy, params):
+        data = jnp.asarray([[1, 2, 3], [2, 4, 0], [3, 1, 4]])
+        loss = lambda p: -policy.log_prob(p, problem, 0, data).mean()
+        descend = lambda _, p: jax.tree.map(lambda x, slope: x - 0.3 * slope, p, jax.grad(loss)(p))
+        return SMALL_TRANSFORMER.table(jax.lax.fori_loop(0, 200, descend, params), problem, 0)
+
+    copies = [np.exp(np.asarray(after_imitation(p, params))) @ repeats for p in (shipped, SMALL_TRANSFORMER)]
+    assert copies[0] > 0.5 > 0.2 > copies[1]
+
+
 def test_first_fit_brings_networks_closer_to_an_uneven_reference():
     problem = length_problem("mode", 3, 5)
     ref = np.asarray(problem.ref_table(0), np.float64)
@@ -358,6 +391,12 @@ REFUSED = [
     (lambda: context_network(pretrain_lr=0.0), DomainError, "pretrain_lr is 0"),
     (lambda: transformer(heads=5), ConfigError, "width is 48; it must be a multiple of heads = 5"),
     (lambda: transformer(layers=0), ConfigError, "layers is 0"),
+    (lambda: transformer(authors_log_prob=1), TypeError, "authors_log_prob"),
+    (
+        lambda: transformer(1, 1, 4, 0, authors_log_prob=True).log_prob({}, PROBLEMS["sequences"], 0, ZEROS),
+        ConfigError,
+        "take as many contexts as tokens",
+    ),
     (lambda: transformer(pretrain_lr=INF), DomainError, "pretrain_lr is inf"),
     (
         lambda: context_network().init(jax.random.key(0), bandit(np.zeros(2), features=np.zeros((1, 0)))),
