@@ -10,6 +10,7 @@ import functools
 import hashlib
 import json
 import math
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,6 +19,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import jax
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
@@ -136,7 +138,9 @@ def claim(
     key: str, says: str, of: Experiment, criteria: Sequence[Criterion], *, why: str,
     source: str = "tajwar2024preference", depends_on: str = "",
 ) -> None:  # fmt: skip
-    """Register a claim."""
+    """Register a claim; its key is letters, a number and what tells several apart, as "C23a"."""
+    if not re.fullmatch(r"[A-Z]+\d+[a-z]*", key):
+        raise ConfigError(f"key is {key!r}; it must be like 'C7' or 'F23a'")
     _add(CLAIMS, key, Claim(key, says, source, of, tuple(criteria), why, depends_on))
 
 
@@ -252,6 +256,8 @@ def measure(made: Experiment, folder: Path, quick: bool = False) -> Outcome:
     """Run an experiment and keep what it gave in the folder."""
     begun = time.monotonic()
     outcome = made.run(quick)
+    # Every compiled program maps memory, and 40 experiments would exceed the 65,530 maps that Linux allows a process.
+    jax.clear_caches()
     measures = {name: as_json(np.asarray(values, np.float64)) for name, values in outcome.measures.items()}
     tables = {name: {str(column): as_json(values.to_numpy()) for column, values in table.items()}
               for name, table in outcome.tables.items()}  # fmt: skip
@@ -279,6 +285,12 @@ def measured(path: Path) -> Outcome:
         raise StoreError(f"{path} was measured by other code of this package (version {found.get('version')}): "
                          "add --again to measure anew, or delete it")  # fmt: skip
     return outcome
+
+
+def order(claim: Claim) -> tuple[Any, ...]:
+    """Of the rows: letter, number, rest."""
+    letter, number, rest = re.fullmatch(r"(\D+)(\d+)(.*)", claim.key).groups()  # type: ignore[union-attr]
+    return letter, int(number), rest
 
 
 # --- the table -------------------------------------------------------------------------------------------------------
@@ -351,8 +363,8 @@ def summary(rows: Sequence[Row]) -> str:
 def count_verdicts(verdicts: Iterable[str]) -> str:
     """How many there are of each, in a sentence."""
     count = Counter(verdicts)
-    return (f"Of {count.total()} claims, {count['reproduces']} reproduce, {count['depends on']} depend on a condition "
-            f"and {count['does not reproduce']} do not reproduce.")  # fmt: skip
+    return (f"{count.total()} claims: {count['reproduces']} reproduce, {count['depends on']} depend on a condition, "
+            f"{count['does not reproduce']} do not reproduce.")  # fmt: skip
 
 
 def as_records(rows: Sequence[Row]) -> list[dict[str, Any]]:

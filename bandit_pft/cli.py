@@ -361,8 +361,8 @@ def _reproduce(options: argparse.Namespace) -> int:
     missing = [made for made in todo if made not in known]
     planned, spent = 0.0, 0.0
     for i, made in enumerate(missing):
-        # How fast the machine is shows in what is done.
-        left = sum(other.seconds for other in missing[i:]) * (spent / planned if planned else 1)
+        # How fast the machine is shows in what is done; a minute is taken as planned, for short ones tell little.
+        left = sum(other.seconds for other in missing[i:]) * (60 + spent) / (60 + planned)
         print(f"[{i + 1}/{len(missing)}] {made.name}, about {left / 60:.1f} min left", file=sys.stderr, flush=True)
         begun = time.monotonic()
         try:
@@ -392,8 +392,10 @@ def _report_claims(options: argparse.Namespace, done: Sequence[claims.Experiment
         table = outcomes[made.name].tables[name]
         plots.save(draw(table), out / name)
         write_file(out / f"{name}.csv", table.to_csv(index=False, float_format="%.6g").encode())
-    rows = [claims.judge(claim, outcomes[claim.experiment.name].measures)
-            for claim in claims.CLAIMS.values() if claim.experiment.name in outcomes]  # fmt: skip
+    known = sorted(claims.CLAIMS.values(), key=claims.order)
+    rows = [
+        claims.judge(one, outcomes[one.experiment.name].measures) for one in known if one.experiment.name in outcomes
+    ]
     drawn = claims.gallery(name for name in claims.FIGURES if (out / f"{name}.png").exists())
     write_file(out / "claims.md", (claims.markdown(rows, options.quick) + drawn).encode())
     write_file(out / "claims.json", json.dumps(claims.as_records(rows), indent=1, ensure_ascii=False).encode())
@@ -417,7 +419,7 @@ def _list(options: argparse.Namespace) -> int:
         rows = [(name, make().claim) for name, make in paper.PRESETS.items()]
     elif options.kind == "claims":
         import_module("bandit_pft.experiments")
-        rows = [(key, made.says) for key, made in claims.CLAIMS.items()]
+        rows = [(made.key, made.says) for made in sorted(claims.CLAIMS.values(), key=claims.order)]
     elif options.kind == "problems":
         rows = [
             *((name, f"bandit of 100 actions: {title}") for name, title in paper.TITLES.items()),
@@ -517,14 +519,16 @@ def _reference(key: str, papers: Mapping[str, str]) -> str:
 
 
 def claims_table(path: Path) -> str:
-    """The README's summary of the table of claims that `reproduce` left."""
+    """The README's summary of the table that `reproduce` left: all counts, and the paper's own claims."""
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))
-        lines = [f"| {row['claim']} | {row['says']} | {row['text']} |".replace("\n", " ") for row in rows]
+        own = [row for row in rows if row["source"] == PAPER]
+        lines = [f"| {row['claim']} | {row['says']} | {row['text']} |" for row in own]
+        others = claims.count_verdicts(row["verdict"] for row in rows if row not in own)
+        counts = f"The paper, {claims.count_verdicts(row['verdict'] for row in own)} The literature after it, {others}"
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{path} is not a table of claims ({error}): run `bandit-pft reproduce`") from error
-    counts = claims.count_verdicts(row["verdict"] for row in rows)
-    return "\n".join([counts, "", "| | claim | verdict |", "|---|---|---|", *lines])
+    return "\n".join([counts, "", "| | the paper's claim | verdict |", "|---|---|---|", *lines])
 
 
 def _readme(options: argparse.Namespace) -> int:

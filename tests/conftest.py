@@ -13,6 +13,8 @@ from jaxtyping import install_import_hook  # noqa: E402
 
 install_import_hook("bandit_pft", "checked.checked")
 
+import jax  # noqa: E402
+import pytest  # noqa: E402
 from hypothesis import settings  # noqa: E402
 
 # Examples of all property tests together.
@@ -21,3 +23,10 @@ EXAMPLES = 100_000 if NIGHTLY else 3_000
 settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
 settings.register_profile("nightly", deadline=None, database=None, print_blob=True)
 settings.load_profile("nightly" if NIGHTLY else "repeatable")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def programs_end_with_their_file():
+    """Every compiled program maps memory, and Linux allows a process only so many maps."""
+    yield
+    jax.clear_caches()

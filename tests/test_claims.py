@@ -70,7 +70,7 @@ def test_a_claim_reproduces_depends_on_a_condition_or_does_not_reproduce(registr
         "T1": "reproduces", "T2": "depends on the place: holds with here", "T3": "does not reproduce",
         "T4": "does not reproduce", "T5": "reproduces",
     }  # fmt: skip
-    assert "Of 5 claims, 2 reproduce, 1 depend on a condition and 2 do not reproduce." in capsys.readouterr().out
+    assert "5 claims: 2 reproduce, 1 depend on a condition, 2 do not reproduce." in capsys.readouterr().out
 
 
 def test_intervals_are_students_and_a_bound_inside_one_is_marked(registry, tmp_path):

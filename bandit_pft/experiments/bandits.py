@@ -36,7 +36,6 @@ FAR_TO_NEAR = ("R4", "R8", "R9", "R5")
 # A labeller of this temperature chooses at random: the same draws, and labels that say nothing.
 SHUFFLED = 1e6
 REWARD, STEPS = "expected reward", "gradient step"
-BANDS = "lines: mean over seeds, bands: 95 % confidence interval of the mean"
 AT_LEAST_SOME = 1e-9
 
 
@@ -224,9 +223,7 @@ claim(
 
 @figure("negative_gradient", of=offline)
 def _(table: pd.DataFrame) -> Figure:
-    return lines(
-        table, STEPS, REWARD, "Offline, same data and learning rate: a negative gradient helps when far", note=BANDS
-    )
+    return lines(table, STEPS, REWARD, "Offline, same data and learning rate: a negative gradient helps when far")
 
 
 # --- where the peak is -----------------------------------------------------------------------------------------------
@@ -245,7 +242,7 @@ def table_method(objective: str, name: str, on_policy: bool) -> Method:
 @experiment(
     "A reward peak of width 10 at 19 places, shared table of logits, learning rate 0.2, 200 steps; offline 100 x "
     "10 draws from the reference, on-policy 10 x 10 own draws a step.",
-    equal="gradient steps", seconds=60,
+    equal="gradient steps", seconds=15,
 )  # fmt: skip
 def places(quick: bool) -> Outcome:
     reference = jnp.tile(paper_reference(), (100, 1))
@@ -269,8 +266,8 @@ def places(quick: bool) -> Outcome:
         for name, family, runs in zip(ds["algorithm"].values, ds["family"].values, reached.values, strict=True)
     ]
     drawn = [
-        points("IPO - Best-of-N, offline", PLACES, gap, family="preference", panel="gain from a negative gradient"),
-        points("reference within 10 of the peak", PLACES, near, panel="what the draws can hold"),
+        points("IPO - Best-of-N", PLACES, gap, family="preference", panel="offline, gain in expected reward"),
+        points("reference", PLACES, near, panel="probability within 10 of the peak"),
     ]
     return Outcome(
         {
@@ -298,8 +295,8 @@ claim(
 
 @figure("misalignment", of=places)
 def _(table: pd.DataFrame) -> Figure:
-    return lines(table, "place of the peak (action)", "gain in expected reward, probability",
-                 "The rarer the peak, the more a negative gradient gains", note=BANDS, share_y=False)  # fmt: skip
+    return lines(table, "place of the peak (action)", "reward or probability",
+                 "The rarer the peak, the more a negative gradient gains", share_y=False)  # fmt: skip
 
 
 @figure("map", of=places)
@@ -335,7 +332,7 @@ def shuffled(problem: Problem) -> Problem:
 @experiment(
     "On-policy: 20 collections of 10 own responses to the same 10 contexts, 15 passes each, learning rates 0.001, "
     "0.003, 0.01; offline: 100 x 10 draws, learning rate 0.003; 300 steps.",
-    equal="gradient steps", seconds=150,
+    equal="gradient steps", seconds=60,
 )  # fmt: skip
 def on_policy(quick: bool) -> Outcome:
     problems = [network_bandit(name, 10) for name in ("R4", "R5")]
@@ -431,20 +428,18 @@ claim(
 
 @figure("complementarity", of=on_policy)
 def _(table: pd.DataFrame) -> Figure:
-    return lines(table, STEPS, REWARD, "Learning rate 0.003 for all: on-policy against offline", note=BANDS)
+    return lines(table, STEPS, REWARD, "Learning rate 0.003 for all: on-policy against offline")
 
 
 @figure("learning_rates", of=on_policy)
 def _(table: pd.DataFrame) -> Figure:
-    return lines(
-        table, STEPS, REWARD, "On-policy on the far peak: who is ahead is a matter of the learning rate", note=BANDS
-    )
+    return lines(table, STEPS, REWARD, "On-policy on the far peak: who is ahead is a matter of the learning rate")
 
 
 @experiment(
     "The authors' network scripts as shipped, on R4 and R5: offline Best-of-N (5 contexts, rate 0.01) and IPO (100, "
     "0.003), on-policy Best-of-N (10, 0.001) and IPO (10, 0.01), 15 passes.",
-    equal="gradient steps", seconds=60,
+    equal="gradient steps", seconds=30,
 )  # fmt: skip
 def as_shipped(quick: bool) -> Outcome:
     runs = {}
@@ -472,7 +467,7 @@ claim(
 
 @figure("as_shipped", of=as_shipped)
 def _(table: pd.DataFrame) -> Figure:
-    return lines(table, STEPS, REWARD, "The settings as shipped: learning rates and data differ", note=BANDS)
+    return lines(table, STEPS, REWARD, "The settings as shipped: learning rates and data differ")
 
 
 # --- how old the samples are -----------------------------------------------------------------------------------------
@@ -482,7 +477,7 @@ BATCHES = (10, 100, 2000)
 @experiment(
     "Collections of 10, 100 or 2,000 contexts x 10 responses, one pass in minibatches of 10 contexts, learning "
     "rate 0.003, 200 steps; 2,000 is offline.",
-    equal="reward queries", seconds=150,
+    equal="reward queries", seconds=180,
 )  # fmt: skip
 def batch_size(quick: bool) -> Outcome:
     problems = [network_bandit(name, max(BATCHES)) for name in ("R4", "R5")]
@@ -526,7 +521,7 @@ claim(
 
 @figure("batch_size", of=batch_size)
 def _(table: pd.DataFrame) -> Figure:
-    return lines(table, STEPS, REWARD, "Fresh samples help where the peak is far", note=BANDS, markers=True)
+    return lines(table, STEPS, REWARD, "Fresh samples help where the peak is far", markers=True)
 
 
 # --- how often they are used -----------------------------------------------------------------------------------------
@@ -539,7 +534,7 @@ REUSED = {
 @experiment(
     "R4, 50 collections of 10 own responses to the same 10 contexts, 1 to 50 passes over each; learning rate 0.001"
     " (IPO: 0.003); for IPO also with 10 new contexts at each collection.",
-    equal="reward queries", seconds=200,
+    equal="reward queries", seconds=75,
 )  # fmt: skip
 def reuse(quick: bool) -> Outcome:
     problem, runs = network_bandit("R4", 10), {}
@@ -617,7 +612,7 @@ claim(
 @figure("reuse", of=reuse)
 def _(table: pd.DataFrame) -> Figure:
     return lines(table, "passes over each collection, T", REWARD, "Reuse: a gain per reward, not per step (far peak)",
-                 note=BANDS, log_x=True, markers=True)  # fmt: skip
+                 log_x=True, markers=True)  # fmt: skip
 
 
 CLIPPED = {
@@ -630,7 +625,7 @@ CLIPPED = {
     "Group z-scores of 10 own responses to the same 10 contexts as pull, learning rate 0.003: clipped ratio (0.2),"
     " ratio without clipping, no ratio; R4: 10 collections of 20 passes (also at 0.01), R5: 50 collections of 10 "
     "or 50 passes.",
-    equal="reward queries", seconds=120,
+    equal="reward queries", seconds=25,
 )  # fmt: skip
 def clipping(quick: bool) -> Outcome:
     def run(name: str, passes: int, collections: int, every: int, rate: float = 0.003) -> xr.Dataset:
@@ -657,7 +652,7 @@ def clipping(quick: bool) -> Outcome:
 
 @figure("clipping", of=clipping)
 def _(table: pd.DataFrame) -> Figure:
-    return lines(table, STEPS, REWARD, "Does clipping make reuse safe?", note=BANDS)
+    return lines(table, STEPS, REWARD, "Does clipping make reuse safe?")
 
 
 claim(
@@ -709,7 +704,7 @@ def gains_probe(problem: Problem, state: State) -> dict[str, Any]:
 @experiment(
     "Offline on R4, n contexts x 10 draws from the reference with n from 2 to 500, learning rate 0.003, 200 steps:"
     " log-ratios of each group's best response and of the others, mean over the training contexts.",
-    equal="gradient steps", seconds=200,
+    equal="gradient steps", seconds=100,
 )  # fmt: skip
 def displacement(quick: bool) -> Outcome:
     numbers = (5, 10, 50, 100) if quick else NUMBERS
@@ -788,13 +783,13 @@ claim(
 @figure("displacement", of=displacement)
 def _(table: pd.DataFrame) -> Figure:
     return lines(table, "training contexts, n", "nats, reward", "Offline, far peak: winners fall, the reward does not",
-                 note=BANDS, log_x=True, markers=True, share_y=False)  # fmt: skip
+                 log_x=True, markers=True, share_y=False)  # fmt: skip
 
 
 @experiment(
     "Offline on R4, 10 contexts x 10 draws, learning rate 0.003, 200 steps: Best-of-N with the mean log-"
     "probability of the others pushed, coefficients 0.5 and 4.",
-    equal="gradient steps", seconds=40,
+    equal="gradient steps", seconds=7,
 )  # fmt: skip
 def explicit_negative(quick: bool) -> Outcome:
     methods = [
@@ -827,14 +822,14 @@ claim(
 
 @figure("explicit_negative", of=explicit_negative)
 def _(table: pd.DataFrame) -> Figure:
-    return lines(table, STEPS, REWARD, "Best-of-N with an explicit negative term, 10 contexts, far peak", note=BANDS)
+    return lines(table, STEPS, REWARD, "Best-of-N with an explicit negative term, 10 contexts, far peak")
 
 
 # --- weights that compare across prompts -----------------------------------------------------------------------------
 @experiment(
     "Offline on R4, 100 x 10 draws, learning rate 0.003, 200 steps: weights exp(r / 0.1); the same normalised "
     "within each prompt; exp(z / 0.1) with z the score within a prompt, (r - mean) / (std + 1e-4).",
-    equal="gradient steps", seconds=40,
+    equal="gradient steps", seconds=11,
 )  # fmt: skip
 def weights(quick: bool) -> Outcome:
     kinds = {"rwr": "across prompts", "rwr_normalized": "within a prompt", "awr": "by z-score"}
@@ -868,9 +863,7 @@ claim(
 
 @figure("weights", of=weights)
 def _(table: pd.DataFrame) -> Figure:
-    return lines(
-        table, STEPS, REWARD, "Offline, far peak: weights across prompts select among all 1,000 draws", note=BANDS
-    )
+    return lines(table, STEPS, REWARD, "Offline, far peak: weights across prompts select among all 1,000 draws")
 
 
 # --- a reward that was learnt ----------------------------------------------------------------------------------------
@@ -878,7 +871,7 @@ def _(table: pd.DataFrame) -> Figure:
     "R4: a reward model fitted to the offline learner's own 100 x 10 draws (network or table; labels without "
     "noise, or Bradley-Terry with temperature 0.2); on-policy methods optimise it, 100 x 10 own responses, 15 "
     "passes, learning rate 0.003, 300 steps.",
-    equal="gradient steps", seconds=150,
+    equal="gradient steps", seconds=40,
 )  # fmt: skip
 def proxies(quick: bool) -> Outcome:
     kinds = {"best_of_n": "Best-of-N", "ipo": "IPO", "reinforce_normalized": "REINFORCE"}
@@ -931,5 +924,4 @@ claim(
 
 @figure("proxy_rewards", of=proxies)
 def _(table: pd.DataFrame) -> Figure:
-    return lines(table, STEPS, "expected true reward", "On-policy with a learnt reward, offline with the same labels",
-                 note=BANDS)  # fmt: skip
+    return lines(table, STEPS, "expected true reward", "On-policy with a learnt reward, offline with its labels")

@@ -12,16 +12,16 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from bandit_pft import style
-from bandit_pft.plots import End, SlideFigure, label_ends, mean_interval
+from bandit_pft.plots import End, SlideFigure, label_ends, seed_range
 
 
 def points(line: str, x: Any, y: Any, *, family: str = "distribution", panel: str = "") -> pd.DataFrame:
-    """One line: y [X], or runs [seed, X] that become their mean and its 95 % confidence interval."""
+    """One line: y [X], or runs [repetition, X] that become their mean and the range of 10-90 % of them."""
     y = np.asarray(y, np.float64)
     runs = y[None] if y.ndim == 1 else y
-    low, high = mean_interval(runs) if len(runs) > 1 else (runs[0], runs[0])
+    low, high = seed_range(runs)
     rows = {"panel": panel, "line": line, "family": family, "x": np.asarray(x, np.float64)}
-    return pd.DataFrame({**rows, "y": runs.mean(0), "low": low, "high": high})
+    return pd.DataFrame({**rows, "y": runs.mean(0), "low": low, "high": high, "runs": len(runs)})
 
 
 def lines(
@@ -31,7 +31,7 @@ def lines(
     """One panel per `panel`, one named line per `line`, coloured by family.
 
     Args:
-        x, y: axis names with units. note: below the figure: what the lines and bands are.
+        x, y: axis names with units. note: below the figure, before what lines and bands are.
     """
     panels = list(dict.fromkeys(table["panel"]))
     columns = min(len(panels), 2 if len(panels) != 3 else 3)
@@ -67,6 +67,10 @@ def lines(
         for ax in axes[::columns] if share_y else axes:
             ax.set_ylabel(y)
         figure.suptitle(title)
+        several = table.loc[table["runs"] > 1, "runs"]
+        if len(several):
+            count = " or ".join(f"{n}" for n in sorted(set(several)))
+            note = f"{note}; " * bool(note) + f"lines: means, bands: 10-90 % of {count} repetitions"
         if note:
             figure.supxlabel(note, fontsize=14, color="#444444")
         label_ends(figure, named)

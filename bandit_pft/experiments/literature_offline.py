@@ -601,7 +601,7 @@ def draw_coverage(table: pd.DataFrame) -> Figure:
         "weight of the on-policy KL",
         "",
         "DPO with partial coverage, and HyPO",
-        note="0 is DPO, 0.05 HyPO; means over draws of rewards and features, 95 % confidence intervals",
+        note="0 is DPO, 0.05 HyPO; over draws of rewards and features",
         share_y=False,
         markers=True,
     )
@@ -711,7 +711,6 @@ def draw_pessimism(table: pd.DataFrame) -> Figure:
         "β",
         "expected reward",
         "DPO and χPO on few labels",
-        note="means over seeds, 95 % confidence intervals",
         markers=True,
     )
 
@@ -914,7 +913,6 @@ def draw_same_draws(table: pd.DataFrame) -> Figure:
         "KL(π ‖ reference) at most [nats]",
         "best expected reward so far",
         "Reward for a KL: offline and on-policy",
-        note="means over seeds, 95 % confidence intervals",
     )
 
 

@@ -601,7 +601,7 @@ def _explained(d: np.ndarray, gain: np.ndarray, form: Callable[[np.ndarray], np.
 def _(table: pd.DataFrame) -> Figure:
     return lines(table, "√KL(best of N by the proxy || reference) [√nats]", "true reward",
                  "Over-optimisation: the best of N by a noisy proxy",
-                 note="Mean over draws of the noise and its 95 % confidence interval; N = 1 to 10⁶.")  # fmt: skip
+                 note="N = 1 to 10⁶, over draws of the noise")  # fmt: skip
 
 
 claim(
@@ -700,7 +700,7 @@ def low_baseline(quick: bool) -> Outcome:
 def _(table: pd.DataFrame) -> Figure:
     return lines(table, "baseline − mean reward of the samples", "expected reward at the end",
                  "AsymRE on old samples: below and above their mean reward", markers=True,
-                 note="Band: 95 % confidence interval of the mean over data sets.")  # fmt: skip
+                 note="over data sets")  # fmt: skip
 
 
 claim(
@@ -775,8 +775,7 @@ def clip_higher(quick: bool) -> Outcome:
 
 @figure("clip_higher", clip_higher)
 def _(table: pd.DataFrame) -> Figure:
-    return lines(table, "rounds", "", "DAPO: more room upwards for a rare rewarded action", share_y=False,
-                 note="Mean over seeds and its 95 % confidence interval.")  # fmt: skip
+    return lines(table, "rounds", "", "DAPO: more room upwards for a rare rewarded action", share_y=False)  # fmt: skip
 
 
 claim(
@@ -853,7 +852,7 @@ def sequence_ratio(quick: bool) -> Outcome:
 @figure("sequence_ratio", sequence_ratio)
 def _(table: pd.DataFrame) -> Figure:
     return lines(table, "tokens", "", "One ratio per token or per response, on stale samples",
-                 markers=True, share_y=False, note="Mean over seeds and its 95 % confidence interval.")  # fmt: skip
+                 markers=True, share_y=False)  # fmt: skip
 
 
 claim(

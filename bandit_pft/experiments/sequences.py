@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from bandit_pft.claims import Criterion, Outcome, claim, experiment, figure
 from bandit_pft.experiments.authors import NANO_AS_SHIPPED, nano
-from bandit_pft.experiments.bandits import BANDS, REWARD, STEPS, at, curve, seeds
+from bandit_pft.experiments.bandits import REWARD, STEPS, at, curve, seeds
 from bandit_pft.experiments.drawing import lines
 from bandit_pft.paper import SEQUENCES
 from bandit_pft.problems import paper_sequences
@@ -19,7 +19,7 @@ from bandit_pft.sweep import sweep
 @experiment(
     "R6, 9 tokens of 100, gpt-nano, held to the policy after its fit: offline 100 x 10 draws, 100 steps; IPO with "
     "learning rate 0.01, Best-of-N with 0.001 and 0.01.",
-    equal="gradient steps", seconds=90,
+    equal="gradient steps", seconds=165,
 )  # fmt: skip
 def sequences_offline(quick: bool) -> Outcome:
     methods = [
@@ -52,13 +52,13 @@ claim(
 
 @figure("sequences_offline", of=sequences_offline)
 def _(table: pd.DataFrame) -> Figure:
-    return lines(table, STEPS, REWARD, "Sequences of 9 tokens, far peak, offline", note=BANDS)
+    return lines(table, STEPS, REWARD, "Sequences of 9 tokens, far peak, offline")
 
 
 @experiment(
     "R6 and R7, gpt-nano, on-policy Best-of-N and (R6) IPO: 10 x 10 own sequences, 10 passes, learning rate 0.001 "
     "(IPO: 0.01), 300 steps; log-probabilities right, and as shipped: not shifted by one token.",
-    equal="gradient steps", seconds=200,
+    equal="gradient steps", seconds=400,
 )  # fmt: skip
 def sequences_on_policy(quick: bool) -> Outcome:
     how: dict[str, Any] = {"prompts": 10, "reuse": 10}
@@ -107,6 +107,4 @@ claim(
 
 @figure("sequences", of=sequences_on_policy)
 def _(table: pd.DataFrame) -> Figure:
-    return lines(
-        table, STEPS, REWARD, "Sequences of 9 tokens, on-policy, log-probabilities right and as shipped", note=BANDS
-    )
+    return lines(table, STEPS, REWARD, "Sequences of 9 tokens, on-policy, log-probabilities right and as shipped")
