@@ -67,7 +67,7 @@ def lines(
         for ax in axes[::columns] if share_y else axes:
             ax.set_ylabel(y)
         figure.suptitle(title)
-        several = table.loc[table["runs"] > 1, "runs"]
+        several = table.loc[table["low"] < table["high"], "runs"]
         if len(several):
             count = " or ".join(f"{n}" for n in sorted(set(several)))
             note = f"{note}; " * bool(note) + f"lines: means, bands: 10-90 % of {count} repetitions"
