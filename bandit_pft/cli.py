@@ -124,7 +124,10 @@ def _parser() -> argparse.ArgumentParser:
     proof.add_argument("--quick", action="store_true", help="few seeds, and without the experiments that take long")
     proof.add_argument("--again", action="store_true", help="measure anew what has been measured")
     proof.add_argument(
-        "--out", type=Path, metavar="FOLDER", help="for table and figures (default: figures, quick: results/quick)"
+        "--out",
+        type=Path,
+        metavar="FOLDER",
+        help="for table and figures (default: figures; quick: results/quick; of named ones: results/reproduce)",
     )
     _add_folder(proof, "--results", "results/claims", "for what was measured")
 
@@ -348,7 +351,10 @@ def _numbers(option: str, given: Sequence[str]) -> dict[str, float]:
 # --- reproducing -----------------------------------------------------------------------------------------------------
 def _reproduce(options: argparse.Namespace) -> int:
     import_module("bandit_pft.experiments")
-    out, results = options.out or Path("results/quick" if options.quick else "figures"), options.results
+    named = bool(options.claims or options.figure)
+    # Only the whole table takes the place of the whole table.
+    out = options.out or Path("results/quick" if options.quick else "results/reproduce" if named else "figures")
+    results = options.results
     todo = claims.chosen(options.claims, options.figure, options.quick)
     path = lambda made: claims.result_path(made, results, options.quick)
     known = [made for made in todo if path(made).exists() and not options.again]

@@ -139,6 +139,14 @@ def test_a_figure_comes_as_svg_and_png_with_its_data_beside_it(registry, tmp_pat
     assert table["y"].tolist() == [0, 1.5, 3] and registry == [("short", False)]
 
 
+def test_a_part_of_the_table_does_not_take_the_place_of_the_whole(registry, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for words, folder in (((), "figures"), (("T1",), "results/reproduce"), (("--quick",), "results/quick")):
+        assert cli.main(["reproduce", *words]) == 0
+        assert (tmp_path / folder / "claims.md").exists()
+    assert len(json.loads((tmp_path / "figures" / "claims.json").read_text())) == 5
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
