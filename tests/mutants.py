@@ -272,7 +272,7 @@ ROWS: dict[str, list[tuple[str, str, str, str]]] = {
     "policies.py": [
         ("lead = lead - logsumexp(ref + lead)", "pass", "the table is not normalised",
          "test_policies.py::test_log_ratios_of_tiny_probabilities_are_exact[tabular]"),
-        ("read = jnp.concatenate([start[:, None], response[:, :-1]], axis=1)", "read = response",
+        ("logits = _allow(forward(params, read[:, :-1])", "logits = _allow(forward(params, read[:, 1:])",
          "log-probabilities are not shifted by one token",
          "test_policies.py::test_transformer_reads_only_the_tokens_before_and_its_prompt"),
         ("jnp.exp(logp) * (logp - jnp.where(jnp.isneginf(ref), 0, ref))",

@@ -24,7 +24,7 @@ from bandit_pft.problems import (
 INF = float("inf")
 SMALL_NETWORK = context_network((8, 7), 0)
 SMALL_TRANSFORMER = transformer(2, 2, 8, 0)
-ZEROS = np.zeros((1, 3), int)
+ZEROS = jnp.zeros((1, 3), int)
 POLICIES = (tabular, tabular_shared, factorised, SMALL_NETWORK, SMALL_TRANSFORMER)
 DRAW = np.random.default_rng(0)
 LOGITS = DRAW.normal(size=(2, 3, 4))
@@ -391,7 +391,7 @@ REFUSED = [
     (lambda: context_network(pretrain_lr=0.0), DomainError, "pretrain_lr is 0"),
     (lambda: transformer(heads=5), ConfigError, "width is 48; it must be a multiple of heads = 5"),
     (lambda: transformer(layers=0), ConfigError, "layers is 0"),
-    (lambda: transformer(authors_log_prob=1), TypeError, "authors_log_prob"),
+    (lambda: transformer(authors_log_prob="yes"), TypeError, "authors_log_prob"),
     (
         lambda: transformer(1, 1, 4, 0, authors_log_prob=True).log_prob({}, PROBLEMS["sequences"], 0, ZEROS),
         ConfigError,
