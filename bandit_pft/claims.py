@@ -215,7 +215,7 @@ def judge(claim: Claim, measures: Mapping[str, Any]) -> Row:
 
 
 # --- running ---------------------------------------------------------------------------------------------------------
-QUICK = 30.0  # Seconds: experiments that take longer are left to the full run.
+QUICK = 16.0  # Seconds: experiments that take longer are left to the full run.
 
 
 @functools.cache
