@@ -14,7 +14,7 @@ from scipy import stats
 import bandit_pft.experiments  # noqa: F401  registers the claims
 from bandit_pft import claims, cli
 from bandit_pft.claims import Criterion, Outcome, claim, experiment, figure, judge
-from bandit_pft.errors import ConfigError
+from bandit_pft.errors import ConfigError, ShapeError
 from bandit_pft.experiments import authors
 from bandit_pft.experiments.drawing import lines, points
 from bandit_pft.groups import Group
@@ -229,3 +229,68 @@ def test_ipo_as_shipped_rests_at_a_lead_of_1_over_2_beta_squared_where_ipo_rests
             which, jnp.array([[0.0], [-lead]]), Group.of(reward=[1.0, 0.0], ref_logp=jnp.zeros(2)), beta=beta
         )[0, 0]
         assert abs(pull(rest)) < 1e-5 and pull(rest - 1) > 0 > pull(rest + 1)
+
+
+def scores_by_hand(reward, authors_count):
+    """One reward after the other, as the authors' code for sequences goes through them."""
+    total = squares = count = 0.0
+    scores = np.full(np.shape(reward), np.nan)
+    for i, collection in enumerate(reward):
+        for j, r in enumerate(collection):
+            total, squares, count = total + r, squares + r * r, count + 1
+            try:
+                scores[i, j] = (r - total / count) / (math.sqrt((squares - total * total / count) / count) + 1e-12)
+            except ValueError:
+                return scores
+        if authors_count:
+            count = 0.0
+    return scores
+
+
+# Quarters: sums and squares of them are exact, so that no variance is negative by rounding alone.
+REWARDS = np.random.default_rng(0).integers(-4, 5, (40, 3, 8)) / 4
+
+
+@pytest.mark.parametrize("authors_count", [False, True])
+def test_running_scores_are_those_of_a_loop_over_the_rewards(authors_count):
+    stopped = 0
+    for reward in REWARDS:
+        expected = scores_by_hand(reward, authors_count)
+        np.testing.assert_allclose(authors.running_scores(reward, authors_count), expected, rtol=1e-12, atol=1e-12)
+        stopped += np.isnan(expected).any()
+    # Of rewards of both signs some get through with the authors' count; with the right one all do.
+    assert 0 < stopped < 40 if authors_count else stopped == 0
+
+
+def test_the_authors_count_changes_nothing_before_the_second_collection():
+    first = lambda **how: authors.running_scores(REWARDS[0], **how)[0]
+    np.testing.assert_array_equal(first(authors_count=True), first())
+
+
+@pytest.mark.parametrize("name", ["R6", "R7"])
+def test_with_the_papers_rewards_the_authors_count_stops_at_the_second_collection(name):
+    problem = authors.SCRIPTS["onpolicy_transformer_ipo"].problem(name)
+    drawn = np.random.default_rng(0).integers(problem.num_tokens, size=(40, problem.length))
+    reward = np.asarray(problem.reward(0, jnp.asarray(drawn)), np.float64).reshape(2, 20)
+    shipped, right = authors.running_scores(reward, authors_count=True), authors.running_scores(reward)
+    assert np.isfinite(shipped[0]).all() and np.isnan(shipped[1]).all() and np.isfinite(right).all()
+    # The right ones come to be z-scores.
+    assert right[1, -1] == pytest.approx((reward[1, -1] - reward.mean()) / reward.std(), rel=1e-6)
+
+
+def test_with_the_authors_count_the_running_mean_grows_with_every_collection_and_pushes_what_is_good():
+    # The last of eight rewards, at the mean plus 1/2. As r - running mean, it is right once, and later pushed down.
+    collection = np.array([-2.5, 3.5, -2.5, 3.5, -2.5, 3.5, 0, 1])
+    reward = np.tile(collection, (4, 1))
+    right, shipped = (authors.running_scores(reward, count)[:, -1] for count in (False, True))
+    mean, square = collection.mean(), (collection**2).mean()
+    m = np.arange(1, 5)
+    np.testing.assert_allclose(right, (1 - mean) / collection.std())
+    np.testing.assert_allclose(shipped, (1 - m * mean) / np.sqrt(m * square - (m * mean) ** 2))
+    pull = lambda score: force("reinforce", jnp.zeros((1, 1)), Group.of(reward=[score], ref_logp=jnp.zeros(1)))[0, 0]
+    assert pull(right[3]) > 0 > pull(shipped[3])
+
+
+def test_running_scores_of_rewards_without_collections_are_refused():
+    with pytest.raises(ShapeError, match="reward has shape"):
+        authors.running_scores([1.0, 2.0])

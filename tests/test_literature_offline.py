@@ -11,6 +11,7 @@ from bandit_pft.claims import CLAIMS, FIGURES, Outcome, Row, judge
 from bandit_pft.experiments import literature_offline as offline
 from bandit_pft.groups import ExactGroup
 from bandit_pft.objectives import OBJECTIVES
+from bandit_pft.problems import paper_bandit
 
 OWN = {key: claim for key, claim in CLAIMS.items() if claim.experiment.run.__module__ == offline.__name__}
 # At quick size; the others take minutes of compilation together and are measured by `bandit-pft reproduce`.
@@ -112,6 +113,31 @@ def test_quality_is_the_share_of_good_words_and_a_little_length():
     assert offline.quality(jnp.zeros(1), jnp.full(6, 2), jnp.arange(6) == 0) == pytest.approx(offline.VERBOSITY)
 
 
+def test_labels_that_say_nothing_lead_simpo_to_uniform_tokens_and_unnormalised_losses_to_uniform_responses():
+    # All pairs both ways: a loss rests where no response leads. SimPO: each token, the end too, has probability 1/3.
+    tokens = sum((2 / 3) ** place for place in range(offline.LENGTH))
+    # Without normalisation: each of the 2^n responses of n words, with its end where there is room, is as likely.
+    number = 2 ** np.arange(offline.LENGTH + 1)
+    responses = number @ np.minimum(np.arange(1, offline.LENGTH + 2), offline.LENGTH) / number.sum()
+    measured = outcome("F15").measures["length, without normalisation minus SimPO, labels that say nothing [tokens]"]
+    assert measured == pytest.approx(responses - tokens, abs=1e-3)
+
+
+def test_halved_rewards_are_1_from_half_the_peak_on():
+    problem = paper_bandit("R4")
+    reward, halved = (np.asarray(x.reward_table(0)) for x in (problem, offline.halved(problem)))
+    np.testing.assert_array_equal(halved, np.where(np.abs(np.arange(100) - 70) <= 10 * np.sqrt(np.log(2)), 1, 0))
+    assert set(halved[reward >= 0.51]) == {1} and set(halved[reward <= 0.49]) == {0}
+
+
+def test_where_the_bins_lie_is_nothing_to_a_table_of_rewards():
+    order = np.random.default_rng(0).permutation(100)
+    here, moved = (offline._rewards(paper_bandit("R5"), 2, 1, place) for place in (np.arange(100), order))
+    np.testing.assert_allclose(moved["DPO"], here["DPO"], atol=1e-3)
+    np.testing.assert_allclose(moved["tabular reward model"], here["tabular reward model"], atol=1e-3)
+    assert (np.abs(moved["smooth reward model"] - here["smooth reward model"]) > 1e-3).all()
+
+
 # --- broken on purpose ------------------------------------------------------------------------------------------------
 def test_a_loser_that_is_pulled_fails_entanglement(monkeypatch):
     def both_up(logp, group, *, beta=0.1):
@@ -152,3 +178,11 @@ def test_the_wrong_reference_fails_nash_md(monkeypatch):
     assert not holds(found, "regularised gap, Nash-MD")
     assert holds(found, "regularised gap, on-policy IPO")
     assert found.holds_where == ("on-policy IPO",)
+
+
+def test_simpo_without_its_normalisation_fails_the_control_of_length(monkeypatch):
+    broken(monkeypatch, "simpo", lambda logp, group, *, beta=2.0, margin=1.0: OBJECTIVES["cpo"].function(
+        logp, group, beta=beta, sft_coef=0.0))  # fmt: skip
+    found = row("F15")
+    assert not holds(found, "length, without normalisation minus SimPO, labels that say nothing [tokens]")
+    assert holds(found, "largest change of length, DPO, labels that say nothing [tokens]")

@@ -2,7 +2,8 @@
 
 Their log-probabilities of sequences are `transformer(authors_log_prob=True)`. `paper_sequences` averages the reward
 over the prompt token too, as their code does, and a "k1" penalty in the loss (`with_kl`) is their KL term, which has no
-gradient in expectation.
+gradient in expectation. The rewards of their REINFORCE and PPO are `running_scores`, on sequences with
+`authors_count=True`, which ends a run at its second collection.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
+from bandit_pft.errors import as_floats
 from bandit_pft.groups import Group
 from bandit_pft.methods import ADAM, Method
 from bandit_pft.objectives.core import Hyper, Logp, Loss, Objective
@@ -90,3 +93,30 @@ def _ipo_as_shipped(logp: Logp, group: Group, *, beta: Hyper) -> Loss:
 
 IPO_AS_SHIPPED = Objective(_ipo_as_shipped, "ipo_as_shipped", "preference", "tajwar2024preference", {"beta": 0.1})
 """IPO as in the authors' language-model code."""
+
+
+def running_scores(reward: Any, authors_count: bool = False) -> np.ndarray:
+    """Rewards less their mean so far, over their deviation so far; each reward counts in its own mean and deviation.
+
+    REINFORCE and PPO of the authors' bandit code, unless it normalises per context, learn from these instead of rewards
+    (`reinforce` on them is their loss).
+
+    Args:
+        reward: [collections, samples] in the order of collection.
+        authors_count: count as their code for sequences does: the update sets the number of rewards back to 0, but not
+            their sum and their sum of squares. After m whole collections of equal mean the running mean is m times that
+            mean. A negative variance is an error there ("math domain error"): from it on scores are nan. With rewards
+            of one sign it comes with the first reward of the second collection, as (sum r)^2 exceeds sum r^2.
+
+    Raises:
+        ShapeError: another shape of rewards.
+    """
+    reward = np.asarray(as_floats("reward", reward, shape=(None, None)), np.float64)
+    flat = reward.ravel()
+    seen = np.arange(flat.size)
+    count = (seen % reward.shape[1] if authors_count else seen) + 1
+    sums = flat.cumsum()
+    variance = ((flat**2).cumsum() - sums**2 / count) / count
+    if authors_count:
+        variance[np.logical_or.accumulate(variance < 0)] = np.nan
+    return ((flat - sums / count) / (np.sqrt(np.maximum(variance, 0)) + 1e-12)).reshape(reward.shape)

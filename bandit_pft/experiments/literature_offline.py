@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pandas as pd
+import xarray as xr
 from jax import Array
 from matplotlib.figure import Figure
 from scipy import stats
@@ -829,14 +831,24 @@ def accuracy_probe(problem: Problem, state: State) -> dict[str, Any]:
     }
 
 
+ONCE = "IPO on-policy, a single collection"
+
+
+def halved(problem: Problem) -> Problem:
+    """The same with reward 1 from half the peak's height on, and 0 below."""
+    reward = metrics.near_peak(problem.token_reward).astype(problem.token_reward.dtype)
+    return dataclasses.replace(problem, token_reward=reward)
+
+
 @experiment(
     "R4 and R5, 20 contexts with one table, β 0.05, 0.2 and 1, Adam at rate 0.2, 100 steps, noiseless labels: IPO "
     "(pairs at least 0.2 apart) and KTO offline on 10 responses of the reference per context, and IPO on-policy on 10 "
     "of its own per context and step (200 rewards against 20,000). Reward within a KL: the best along the runs of all "
     "β up to that distance; accuracy (on pairs of the reference that are at least 0.2 apart) and final rewards: at "
-    "the β with the highest final reward.",
+    "the β with the highest final reward. Controls: IPO on-policy with a single collection of its own responses; KTO "
+    "and IPO offline, 400 steps on the same draws, with rewards of 1 from half the peak's height on and 0 below.",
     equal="KL",
-    seconds=14,
+    seconds=16,
 )
 def same_draws(quick: bool) -> Outcome:
     """Offline and on-policy IPO, and KTO."""
@@ -846,30 +858,43 @@ def same_draws(quick: bool) -> Outcome:
         Method("ipo", name="IPO offline", on_policy=0.0, prompts=20, min_gap=GAP, **common),
         Method("ipo", name="IPO on-policy", on_policy=1.0, prompts=20, min_gap=GAP, **common),
         Method("kto", name="KTO offline", on_policy=0.0, prompts=20, **common),
+        Method("ipo", name=ONCE, on_policy=1.0, reuse=np.inf, prompts=20, min_gap=GAP, **common),
     ]
-    ds = sweep(problems, methods, seeds=range(2 if quick else 5), steps=100, every=2, grid={"beta": [0.05, 0.2, 1.0]},
-               probe=accuracy_probe)  # fmt: skip
+    # As many steps for all as the control takes, so that one compiled program serves both.
+    run = lambda problems, methods: sweep(problems, methods, seeds=range(2 if quick else 5), steps=400, every=2,
+                                          grid={"beta": [0.05, 0.2, 1.0]}, probe=accuracy_probe)  # fmt: skip
+    ds = run(problems, methods).sel(step=slice(0, 100))
+    two_valued = run([halved(problem) for problem in problems], methods[::2])
     measures: dict[str, Any] = {}
     table = []
     families = {"IPO offline": "preference", "IPO on-policy": "reward", "KTO offline": "unpaired"}
     grid = np.linspace(0.25, 4, 16)
+
+    def at_best(runs: xr.Dataset) -> tuple[np.ndarray, np.ndarray]:
+        """Reward and accuracy [seeds] at the best beta."""
+        value, accuracy = (runs[name].transpose("beta", "seed").values for name in ("expected_reward", "accuracy"))
+        best = value.mean(1).argmax()
+        return value[best], accuracy[best]
+
     for problem, title in (("R4", "far peak"), ("R5", "near peak")):
         frontier, last, accuracy = {}, {}, {}
-        for method, family in families.items():
-            run = ds.sel(problem=problem, algorithm=method).transpose("beta", "seed", "step")
-            kl, value = run["kl"].values, run["expected_reward"].values
+        for method in (*families, ONCE):
+            runs = ds.sel(problem=problem, algorithm=method).transpose("beta", "seed", "step")
+            kl, value = runs["kl"].values, runs["expected_reward"].values
             frontier[method] = np.stack([np.where(kl <= k, value, -np.inf).max((0, 2)) for k in grid], -1)
-            best = value[..., -1].mean(1).argmax()
-            last[method], accuracy[method] = value[best, :, -1], run["accuracy"].values[best, :, -1]
-            table.append(points(method, grid, frontier[method], family=family, panel=title))
-        for budget in (2, 4):
-            here = int(np.argmin(abs(grid - budget)))
-            more = frontier["IPO on-policy"][:, here] - frontier["IPO offline"][:, here]
-            measures[f"reward within {budget} nats, on-policy minus offline IPO, {title}"] = more
-        measures[f"accuracy, offline minus on-policy IPO, {title}"] = (
-            accuracy["IPO offline"] - accuracy["IPO on-policy"]
-        )
+            last[method], accuracy[method] = at_best(runs.isel(step=-1))
+        table += [points(name, grid, frontier[name], family=family, panel=title) for name, family in families.items()]
+        for method, where in (("IPO on-policy", title), (ONCE, f"{title}, a single collection")):
+            for budget in (2, 4):
+                here = int(np.argmin(abs(grid - budget)))
+                more = frontier[method][:, here] - frontier["IPO offline"][:, here]
+                measures[f"reward within {budget} nats, on-policy minus offline IPO, {where}"] = more
+            measures[f"accuracy, offline minus on-policy IPO, {where}"] = accuracy["IPO offline"] - accuracy[method]
         measures[f"final reward, KTO minus IPO, {title}"] = last["KTO offline"] - last["IPO offline"]
+        for step in (100, 400):
+            runs = two_valued.sel(problem=problem, step=step)
+            kto, ipo = (at_best(runs.sel(algorithm=method))[0] for method in ("KTO offline", "IPO offline"))
+            measures[f"reward, KTO minus IPO, {title}, two-valued rewards, step {step}"] = kto - ipo
     return Outcome(measures, {"offline_online_at_equal_kl": pd.concat(table)})
 
 
@@ -883,6 +908,10 @@ claim(
             *(Criterion(f"reward within {budget} nats, on-policy minus offline IPO, {title}", at_least=0.02,
                         where=f"reward, {title}") for budget in (2, 4)),
             Criterion(f"accuracy, offline minus on-policy IPO, {title}", at_least=0, where=f"accuracy, {title}"),
+            *(Criterion(f"{what}, {title}, a single collection", at_least=-0.02, at_most=0.02, control=True)
+              for what in ("reward within 2 nats, on-policy minus offline IPO",
+                           "reward within 4 nats, on-policy minus offline IPO",
+                           "accuracy, offline minus on-policy IPO")),
         )
     ],
     why="Near the peak offline learning ranks what it has seen and cannot gain much; far from it few of its pairs "
@@ -896,13 +925,16 @@ claim(
     "KTO, which sees only whether a response is good or bad, does as well as learning from preference pairs.",
     same_draws,
     [
-        Criterion(f"final reward, KTO minus IPO, {title}", at_least=-0.02, where=title)
-        for title in ("far peak", "near peak")
+        criterion for title in ("far peak", "near peak") for criterion in (
+            Criterion(f"final reward, KTO minus IPO, {title}", at_least=-0.02, where=title),
+            Criterion(f"reward, KTO minus IPO, {title}, two-valued rewards, step 400", at_least=-0.02, control=True),
+        )
     ],
-    why="One threshold per context keeps good from bad, and loses which of the good ones is better.",
+    why="One threshold per context keeps good from bad, and loses which of the good ones is better: where all good "
+    "ones are equal, KTO ends no lower, though at the far peak it is slower, and behind at step 100.",
     source="ethayarajh2024kto",
     depends_on="how far the peak is",
-)
+)  # fmt: skip
 
 
 @figure("offline_online_at_equal_kl", same_draws)
@@ -939,29 +971,40 @@ def _stages(ref: Array, reward: Array, response: Array, noise: Array, keys: Arra
     return jax.vmap(one)(response, noise, keys)
 
 
+def _rewards(problem: Problem, count: int, seed: int, place: np.ndarray) -> dict[str, np.ndarray]:
+    """The same on the seed's draws [count], each bin at its place."""
+    ref, reward, back = problem.ref_table(0), problem.reward_table(0), np.argsort(place)
+    keys = jax.random.split(jax.random.key(seed), 3)
+    response = jax.random.categorical(keys[0], ref, shape=(count, 20, 10))
+    noise, each = jax.random.gumbel(keys[1], response.shape), jax.random.split(keys[2], count)
+    found = _stages(ref[back], reward[back], jnp.asarray(place)[response], noise, each)
+    return {name: np.asarray(x, np.float64) for name, x in found.items()}
+
+
 @experiment(
     "R4 and R5, 100 actions: 20 groups of 10 responses of the reference with Bradley-Terry labels (temperature 0.3). "
     "DPO (β 0.1, a logit per action, Adam, 500 steps) against the exact optimum, at the same β, of a reward model "
-    "fitted to the same pairs: a small network of the bin's place, or a number per action.",
+    "fitted to the same pairs: a small network of the bin's place, or a number per action. Control: 100 other sets of "
+    "draws, the bins in 5 other orders.",
     equal="reward queries",
-    seconds=12,
+    seconds=25,
 )
 def reward_models(quick: bool) -> Outcome:
     """One stage against two, with simple and with isomorphic reward models."""
     count = 5 if quick else 20
     measures: dict[str, Any] = {}
     table = []
+    # Few sets of draws leave what the control must not find within its noise.
+    orders = [np.random.default_rng(order).permutation(100) for order in range(2 if quick else 5)]
     families = {"DPO": "preference", "smooth reward model": "reward", "tabular reward model": "supervised"}
     for which, title in (("R4", "far peak"), ("R5", "near peak")):
         problem = paper_bandit(which)
-        ref, reward = problem.ref_table(0), problem.reward_table(0)
-        keys = jax.random.split(jax.random.key(1), 3)
-        response = jax.random.categorical(keys[0], ref, shape=(count, 20, 10))
-        noise = jax.random.gumbel(keys[1], response.shape)
-        found = _stages(ref, reward, response, noise, jax.random.split(keys[2], count))
-        value = {name: np.asarray(x, np.float64) for name, x in found.items()}
+        value, *moved = (_rewards(problem, count, 1 + i, place) for i, place in enumerate([np.arange(100), *orders]))
         measures[f"E[r], smooth reward model minus DPO, {title}"] = value["smooth reward model"] - value["DPO"]
         measures[f"E[r], tabular reward model minus DPO, {title}"] = value["tabular reward model"] - value["DPO"]
+        measures[f"E[r], smooth reward model minus DPO, {title}, bins in other orders"] = np.concatenate(
+            [found["smooth reward model"] - found["DPO"] for found in moved]
+        )
         table += [points(name, np.linspace(0, 100, count), np.sort(value[name]), family=family, panel=title)
                   for name, family in families.items()]  # fmt: skip
     return Outcome(measures, {"reward_model_gap": pd.concat(table)})
@@ -979,6 +1022,9 @@ claim(
             for criterion in (
                 Criterion(f"E[r], smooth reward model minus DPO, {title}", at_least=0.05, where=title),
                 Criterion(f"E[r], tabular reward model minus DPO, {title}", at_least=-0.02, at_most=0.02, where=title),
+                Criterion(
+                    f"E[r], smooth reward model minus DPO, {title}, bins in other orders", at_most=0.05, control=True
+                ),
             )
         ),
     ],
@@ -1011,9 +1057,9 @@ def quality(features: Array, response: Array, mask: Array) -> Array:
     "Responses of up to 6 tokens (a good word, a bad word, the end, which the reference says with probability .2 at "
     "each place); reward: share of good words + 0.05 per token. Exact, all pairs of the reference, independent "
     "tokens, Adam at rate 0.02, 200 steps: SimPO (β 2, margin 1), the same without length normalisation (CPO without "
-    "imitation, β 2), DPO (β 0.1).",
+    "imitation, β 2), DPO (β 0.1). Control: labels that say nothing, each pair both ways.",
     equal="gradient steps",
-    seconds=5,
+    seconds=6,
 )
 def normalised_length(quick: bool) -> Outcome:
     """Mean length under losses with and without length normalisation."""
@@ -1023,11 +1069,13 @@ def normalised_length(quick: bool) -> Outcome:
     reward, ref = problem.reward(0, listed, mask), problem.ref_log_prob(0, listed)
     size = mask.sum(-1)
 
-    def run(name: str, **hyper: float) -> np.ndarray:
+    def run(name: str, labelled: bool = True, **hyper: float) -> np.ndarray:
         """Mean length and share of good words [rows, 2]."""
         optimizer = optax.adam(0.02)
         read = lambda change: problem.log_prob(problem.ref_logits[0] + change, listed)
-        group = ExactGroup.of(reward=reward, ref_logp=ref, response=listed, mask=mask, weight=jnp.exp(ref.sum(-1)))
+        told, temperature = (reward, 0.0) if labelled else (jnp.zeros_like(reward), 1.0)
+        group = ExactGroup.of(reward=told, ref_logp=ref, response=listed, mask=mask, weight=jnp.exp(ref.sum(-1)),
+                              temperature=temperature)  # fmt: skip
 
         def step(carry: tuple, _: None) -> tuple[tuple, Array]:
             change, state = carry
@@ -1046,6 +1094,8 @@ def normalised_length(quick: bool) -> Outcome:
         "without length normalisation": (run("cpo", beta=2.0, sft_coef=0.0), "reward"),
         "DPO": (run("dpo"), "unpaired"),
     }
+    blind = {"SimPO": run("simpo", labelled=False), "DPO": run("dpo", labelled=False),
+             "without length normalisation": run("cpo", labelled=False, beta=2.0, sft_coef=0.0)}  # fmt: skip
     step = np.arange(201)
     table = pd.concat(points(name, step, rows[:, i], family=family, panel=panel)
                       for i, panel in enumerate(("mean length [tokens]", "share of good words"))
@@ -1059,6 +1109,12 @@ def normalised_length(quick: bool) -> Outcome:
             simpo[1] - last["without length normalisation"][1]
         ),
         "share of good words, SimPO minus DPO": float(simpo[1] - last["DPO"][1]),
+        "length, without normalisation minus SimPO, labels that say nothing [tokens]": float(
+            blind["without length normalisation"][-1, 0] - blind["SimPO"][-1, 0]
+        ),
+        "largest change of length, DPO, labels that say nothing [tokens]": float(
+            np.abs(blind["DPO"][:, 0] - blind["DPO"][0, 0]).max()
+        ),
     }
     return Outcome(measures, {"length_normalisation": table})
 
@@ -1072,6 +1128,10 @@ claim(
         Criterion("share of good words, SimPO minus without normalisation", at_least=-0.02, where="no reference"),
         Criterion("length, DPO minus SimPO [tokens]", at_least=0.5, where="DPO"),
         Criterion("share of good words, SimPO minus DPO", at_least=-0.02, where="DPO"),
+        Criterion("largest change of length, DPO, labels that say nothing [tokens]", at_most=0.05, control=True),
+        Criterion(
+            "length, without normalisation minus SimPO, labels that say nothing [tokens]", at_least=0.5, control=True
+        ),
     ],
     why="The labels ask for some length here, and normalisation slows its growth by less than half a token, after "
     "which it is longer than DPO; what it saves is the quality.",
