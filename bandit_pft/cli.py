@@ -1,4 +1,4 @@
-"""The command line: `bandit-pft demo`, `run`, `sweep`, `reproduce`, `list`, `cite` and `readme`."""
+"""The command line: `bandit-pft` and demo, run, sweep, reproduce, export, lab, serve, list, cite or readme."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, get_args
 
-import jax
 import numpy as np
 import xarray as xr
+from tqdm import tqdm
 
-from bandit_pft import claims, paper, plots, style
+from bandit_pft import claims, explorer, paper, plots, style
 from bandit_pft.errors import (
     ConfigError,
     DomainError,
@@ -36,7 +36,7 @@ from bandit_pft.objectives.core import HYPER, Objective, Range
 from bandit_pft.policies import Policy, context_network, factorised, tabular, tabular_shared, transformer
 from bandit_pft.probes import distribution_probe, standard_probe
 from bandit_pft.problems import Problem
-from bandit_pft.simulate import OnNonfinite
+from bandit_pft.simulate import OnNonfinite, keep_programs
 from bandit_pft.store import Worker, write_file
 from bandit_pft.sweep import save, sweep
 
@@ -48,7 +48,7 @@ POLICIES = ("tabular", "tabular_shared", "context_network", "factorised", "trans
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit code: 0 done, 1 a check failed, 2 wrong input (explained in one line)."""
     options = _parser().parse_args(arguments)
-    _keep_programs()
+    keep_programs()
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
         try:
@@ -67,14 +67,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except KeyboardInterrupt as error:
             print(f"bandit-pft: {str(error) or 'stopped'}", file=sys.stderr)
             return 130
-
-
-def _keep_programs() -> None:
-    """Keep compiled programs in the user's cache, so that only the first start is slow."""
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        jax.config.update("jax_compilation_cache_dir", str(cache / "bandit_pft" / "programs"))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -130,6 +122,25 @@ def _parser() -> argparse.ArgumentParser:
         help="for table and figures (default: figures; quick: results/quick; of named ones: results/reproduce)",
     )
     _add_folder(proof, "--results", "results/claims", "for what was measured")
+
+    page = commands.add_parser("export", help="the explorer as one HTML file, for any browser, without a network")
+    page.set_defaults(command=_export)
+    page.add_argument("file", type=Path, nargs="?", default=Path("explorer.html"), help="(default: explorer.html)")
+    page.add_argument("--methods", nargs="+", metavar="NAME", help="such as 'dpo offline' (default: all eight)")
+    page.add_argument("--actions", type=int, default=50, metavar="N", help="(default: 50)")
+    page.add_argument("--hide", nargs="+", default=[], metavar="PART", help="parts of the page that are left out")
+    page.add_argument("--title", default="")
+
+    lab = commands.add_parser("lab", help="JupyterLab on the notebooks")
+    lab.set_defaults(command=_lab)
+    lab.add_argument("folder", type=Path, nargs="?", help="of notebooks; made, with a copy, where it does not exist")
+    lab.add_argument("--no-browser", action="store_true", help="only print the address")
+
+    served = commands.add_parser("serve", help="the live explorer alone in a browser, for this machine")
+    served.set_defaults(command=_serve)
+    served.add_argument("--port", type=int, default=8866, metavar="N", help="(default: 8866)")
+    served.add_argument("--kernels", type=int, default=8, metavar="N", help="open pages at the same time (default: 8)")
+    served.add_argument("--no-browser", action="store_true", help="only print the address")
 
     names = commands.add_parser("list", help="what there is: objectives, problems, presets, claims")
     names.set_defaults(command=_list)
@@ -414,6 +425,40 @@ def _report_claims(options: argparse.Namespace, done: Sequence[claims.Experiment
         print(f"{unknown} other claims are not measured{' in a quick run' if options.quick else ' yet'}"
               + (f"; left out, because measured by other code: {', '.join(stale)}" if stale else ""))  # fmt: skip
     return 0
+
+
+# --- showing ---------------------------------------------------------------------------------------------------------
+def _export(options: argparse.Namespace) -> int:
+    with tqdm(unit="film", leave=False, disable=None) as bar:
+
+        def tell(done: int, number: int) -> None:
+            bar.total = number
+            bar.update(done - bar.n)
+
+        path = explorer.export(
+            options.file, options.methods, actions=options.actions, hide=options.hide, title=options.title,
+            progress=tell,
+        )  # fmt: skip
+    print(f"{path}: {path.stat().st_size / 1e6:.1f} MB. Open it in any browser; it needs nothing else.")
+    return 0
+
+
+def _serving() -> Any:
+    """Its libraries come with an extra; whoever asks for no server does not need them."""
+    try:
+        return import_module("bandit_pft.serving")
+    except ImportError as error:
+        raise ConfigError(f"{error.name} is not installed: pip install 'bandit-pft[lab]'") from error
+
+
+def _lab(options: argparse.Namespace) -> int:
+    return _serving().lab(options.folder, *(["--no-browser"] if options.no_browser else []))
+
+
+def _serve(options: argparse.Namespace) -> int:
+    if options.kernels < 1:
+        raise ConfigError(f"--kernels is {options.kernels}; every open page needs one, so it must be at least 1")
+    return _serving().serve(port=options.port, most=options.kernels, open_browser=not options.no_browser)
 
 
 # --- telling ---------------------------------------------------------------------------------------------------------

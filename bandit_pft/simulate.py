@@ -7,11 +7,13 @@ slider or an axis of a sweep never recompiles; shapes, the objective, the policy
 from __future__ import annotations
 
 import math
+import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 import jax
@@ -100,6 +102,17 @@ def simulate(
         result = run_jit(*arguments, **settings)
         report(np.asarray([result.first_bad_step]), ["run"], [[method.name]], on_nonfinite)
     return result
+
+
+def keep_programs() -> None:
+    """Keep compiled programs in the user's cache folder, so that only the first start is slow.
+
+    For programs and notebooks; the variable JAX_COMPILATION_CACHE_DIR says another folder, or with "" none.
+    """
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        jax.config.update("jax_compilation_cache_dir", str(cache / "bandit_pft" / "programs"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def seed_key(seed: Any) -> Key[Array, ""]:

@@ -335,15 +335,15 @@ def test_compiled_programs_are_kept_in_the_users_cache_unless_another_is_named(m
     before = {name: getattr(jax.config, name) for name in names}
     try:
         jax.config.update("jax_compilation_cache_dir", "named by the user")
-        cli._keep_programs()
+        cli.keep_programs()
         assert jax.config.jax_compilation_cache_dir == "named by the user"
         monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-        cli._keep_programs()
+        cli.keep_programs()
         assert jax.config.jax_compilation_cache_dir == str(tmp_path / "bandit_pft" / "programs")
         monkeypatch.delenv("XDG_CACHE_HOME")
         monkeypatch.setenv("HOME", str(tmp_path / "home"))
-        cli._keep_programs()
+        cli.keep_programs()
         assert jax.config.jax_compilation_cache_dir == str(tmp_path / "home" / ".cache" / "bandit_pft" / "programs")
     finally:
         for name, value in before.items():
