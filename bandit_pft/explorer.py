@@ -11,6 +11,7 @@ import base64
 import dataclasses
 import html
 import importlib.util
+import io
 import json
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -100,7 +101,7 @@ class Scene:
     seed: int = 0
 
     @classmethod
-    def of(cls, scene: Scene | Mapping[str, Any]) -> Scene:
+    def of(cls, scene: Any) -> Scene:
         """A scene from the browser's plain one, where `hyper_beta` stands for `hyper["beta"]`.
 
         Raises:
@@ -241,7 +242,7 @@ class Cast:
         ConfigError: an unknown name, a name used twice, no method. TypeError: neither a name nor a Method.
     """
 
-    def __init__(self, methods: Iterable[Method | str] | None = None, actions: int = 100) -> None:
+    def __init__(self, methods: Iterable[Any] | None = None, actions: int = 100) -> None:
         check_integer("actions", actions, at_least=2)
         known = {method.name: method for method in standard_methods()}
         self.actions, self.methods = actions, []
@@ -279,7 +280,7 @@ class Cast:
         rate = method.learning_rate * scene.learning_rate
         return dataclasses.replace(method, hyper=hyper, learning_rate=rate, **changes)
 
-    def film(self, scene: Scene | Mapping[str, Any], sampled: bool = True) -> dict[str, np.ndarray]:
+    def film(self, scene: Any, sampled: bool = True) -> dict[str, np.ndarray]:
         """All arrays of a scene by name, as `static/explorer.js` reads them.
 
         reward, ref_log_prob, optimum_log_prob [A]; log_prob, force [M, F, A]; numbers [M, F, Q]. With sampled runs also
@@ -332,13 +333,13 @@ class Cast:
 
 
 def film(
-    scene: Scene | Mapping[str, Any],
-    methods: Iterable[Method | str] | None = None,
+    scene: Any,
+    methods: Iterable[Any] | None = None,
     *,
     actions: int = 100,
     sampled: bool = True,
 ) -> xr.Dataset:
-    """The runs that an explorer shows, with dims method, step, action, response, quantity and bound.
+    """The runs that an explorer shows, with dims algorithm, step, action, response_number, quantity and bound.
 
     Args:
         scene: a `Scene`, or a dictionary as the explorer's "copy as Python" writes it.
@@ -351,14 +352,14 @@ def film(
     cast = Cast(methods, actions)
     dims = {
         **dict.fromkeys(("reward", "ref_log_prob", "optimum_log_prob"), ("action",)),
-        **dict.fromkeys(("log_prob", "force", "sampled_log_prob"), ("method", "step", "action")),
-        **dict.fromkeys(("response", "sampled_force"), ("method", "step", "response_number")),
-        **dict.fromkeys(("numbers", "sampled_numbers"), ("method", "step", "quantity")),
-        "band": ("method", "step", "quantity", "bound"),
+        **dict.fromkeys(("log_prob", "force", "sampled_log_prob"), ("algorithm", "step", "action")),
+        **dict.fromkeys(("response", "sampled_force"), ("algorithm", "step", "response_number")),
+        **dict.fromkeys(("numbers", "sampled_numbers"), ("algorithm", "step", "quantity")),
+        "band": ("algorithm", "step", "quantity", "bound"),
     }
     arrays = {name: (dims[name], x) for name, x in cast.film(scene, sampled).items()}
     coords = {
-        "method": [method.name for method in cast.methods],
+        "algorithm": [method.name for method in cast.methods],
         "step": np.asarray(FRAMES),
         "quantity": [name for name, *_ in QUANTITIES],
         "bound": ["10 %", "90 %"],
@@ -487,7 +488,7 @@ def shard(films: Sequence[Mapping[str, np.ndarray]]) -> dict[str, Any]:
 
 def export(
     path: str | Path,
-    methods: Iterable[Method | str] | None = None,
+    methods: Iterable[Any] | None = None,
     *,
     actions: int = 50,
     hide: Sequence[str] = (),
@@ -552,10 +553,10 @@ boot(document.getElementById("explorer"));
 
 # --- in a notebook ---------------------------------------------------------------------------------------------------
 def explore(
-    methods: Iterable[Method | str] | None = None,
+    methods: Iterable[Any] | None = None,
     preset: str = "far",
     *,
-    scene: Scene | Mapping[str, Any] | None = None,
+    scene: Any = None,
     actions: int = 100,
     hide: Sequence[str] = (),
     title: str = "",
@@ -630,12 +631,18 @@ def sliders(cast: Cast, scene: Scene) -> Any:
         "log": widgets.Checkbox(False, description="Logarithmic"),
     }
 
-    def show(peak: int, width: int, frame: int, log: bool) -> None:
-        from IPython.display import display
+    image = widgets.Image(format="png")
 
-        display(picture(cast, dataclasses.replace(scene, peak=peak, width=float(width)), frame, log=log))
+    def show(_: Any = None) -> None:
+        at = dataclasses.replace(scene, peak=controls["peak"].value, width=float(controls["width"].value))
+        figure, content = picture(cast, at, controls["frame"].value, log=controls["log"].value), io.BytesIO()
+        figure.savefig(content, format="png", dpi=72)
+        image.value = content.getvalue()
 
-    return widgets.VBox([*controls.values(), widgets.interactive_output(show, controls)])
+    for control in controls.values():
+        control.observe(show, "value")
+    show()
+    return widgets.VBox([*controls.values(), image])
 
 
 def picture(cast: Cast, scene: Scene, frame: int = -1, *, log: bool = False) -> Figure:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -93,6 +94,16 @@ def _notebook(code: str) -> dict[str, Any]:
 
 
 def _run(module: str, *arguments: str) -> int:
+    """Until the server ends, or this process is asked to: then the server is, and with it its kernels."""
     if importlib.util.find_spec(module) is None:
         raise ConfigError(f"{module} is not installed: pip install 'bandit-pft[lab]'")
-    return subprocess.run([sys.executable, "-m", module, *arguments], check=False).returncode
+    with subprocess.Popen([sys.executable, "-m", module, *arguments]) as server:
+        before = signal.signal(signal.SIGTERM, lambda *_: server.terminate())
+        try:
+            while True:
+                try:
+                    return server.wait()
+                except KeyboardInterrupt:  # The server has got it too, and may ask whether it is meant.
+                    continue
+        finally:
+            signal.signal(signal.SIGTERM, before)

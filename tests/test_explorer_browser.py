@@ -3,22 +3,24 @@
 import ast
 import json
 import re
-import shutil
 
 import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Error, sync_playwright
+from browsers import (
+    HANDLE,
+    assert_mass_is_at,
+    centre,
+    chromium,
+    drag_peak_down_by,
+    last_action,
+    peak_handle,
+    per_action,
+    policy,
+    state,
+)
 
 from bandit_pft import explorer
-
-HANDLE = "window.bandit_pft_explorer"
-POLICY = f"""name => {{
-  const film = {HANDLE}.film(), method = {HANDLE}.meta.methods.findIndex(m => m.name === name);
-  const [count, frames, actions] = film.shapes.log_prob, step = {HANDLE}.state().frame;
-  const start = (method * frames + step) * actions;
-  return Array.from(film.arrays.log_prob.slice(start, start + actions));
-}}"""
 
 
 @pytest.fixture(scope="module")
@@ -31,14 +33,8 @@ def exported(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def browser():
-    system = shutil.which("chromium") or shutil.which("google-chrome")
-    with sync_playwright() as playwright:
-        try:
-            started = playwright.chromium.launch(executable_path=system, args=["--no-sandbox"])
-        except Error as error:
-            pytest.fail(f"no browser starts; install one: apt-get install chromium ({error})")
+    with chromium() as started:
         yield started
-        started.close()
 
 
 @pytest.fixture
@@ -66,10 +62,6 @@ def show(browser, exported):
     assert not faults
 
 
-def state(page):
-    return page.evaluate(f"{HANDLE}.state()")
-
-
 def film_numbers(page, name):
     """One number of every shown method at every frame."""
     found = page.evaluate(f"({{shape: {HANDLE}.film().shapes.numbers, x: Array.from({HANDLE}.film().arrays.numbers)}})")
@@ -77,48 +69,9 @@ def film_numbers(page, name):
     return np.reshape(np.array(found["x"], dtype=float), found["shape"])[..., names.index(name)]
 
 
-def policy(page, name):
-    return np.exp(page.evaluate(POLICY, name))
-
-
-def centre(locator):
-    box = locator.bounding_box()
-    return box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
-
-
-def peak_handle(page):
-    return page.get_by_role("slider", name="Peak", exact=True)
-
-
-def last_action(page):
-    return page.evaluate(f"{HANDLE}.meta.actions - 1")
-
-
-def per_action(page):
-    """Pixels between two actions, measured by moving the handle by keys; it ends at the last action."""
-    peak_handle(page).press("Home")
-    left = centre(peak_handle(page))[0]
-    peak_handle(page).press("End")
-    return (centre(peak_handle(page))[0] - left) / last_action(page)
-
-
-def assert_mass_is_at(page, peak):
-    assert state(page)["scene"]["peak"] == peak
-    learnt = policy(page, "dpo on-policy")
-    assert learnt[max(0, peak - 10) : peak + 11].sum() > 0.5
-    for name in page.evaluate(f"{HANDLE}.meta.methods.map(m => m.name)"):
-        assert policy(page, name).sum() == pytest.approx(1, abs=2e-3)
-
-
 def test_dragging_the_peak_with_the_mouse_takes_the_mass_along(show):
     page = show()
-    width = per_action(page)
-    x, y = centre(peak_handle(page))
-    page.mouse.move(x, y)
-    page.mouse.down()
-    for k in range(1, 31):
-        page.mouse.move(x - k * width, y)
-    page.mouse.up()
+    drag_peak_down_by(page, 30)
     assert_mass_is_at(page, last_action(page) - 30)
 
 

@@ -22,7 +22,7 @@ LAYERS = (
     ("proxy",),
     ("simulate", "hf"),
     ("sweep",),
-    ("paper", "plots", "explorer", "exercises"),
+    ("paper", "plots", "explorer", "exercises", "serving"),
     ("claims",),
     ("experiments",),
     ("__init__", "cli"),
@@ -33,7 +33,8 @@ FILES = sorted(ROOT.rglob("*.py"))
 PROJECT = tomllib.loads((ROOT.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 # Used by name alone: xarray's engine for NetCDF files, and the library with which that engine reads them.
 BY_NAME = {"h5netcdf", "h5py"}
-OPTIONAL = ("torch", "transformers", "trl", "accelerate", "datasets", "ipywidgets", "anywidget", "jupyterlab")
+OPTIONAL = ("torch", "transformers", "trl", "accelerate", "datasets", "ipywidgets", "anywidget", "jupyterlab",
+            "jupyter_server", "voila")  # fmt: skip
 
 
 def module(path: Path) -> tuple[str, ...]:

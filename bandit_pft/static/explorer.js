@@ -227,25 +227,25 @@ function liveSource(model) {
   let current = null;
   let waiting = null;
   let timer = 0;
+  let silent = false;
   const send = () => {
     current = waiting;
     waiting = null;
     if (!current) return;
     model.set("request", { id: current.id, scene: current.scene, want: current.want });
     model.save_changes();
-    timer = setTimeout(() => fail("no answer from the kernel"), PATIENCE);
+    timer = setTimeout(() => {
+      silent = true;
+      source.onsilent?.("There is no answer from the kernel. It may still be compiling, or it has ended.");
+    }, PATIENCE);
   };
   const finish = () => {
     clearTimeout(timer);
+    if (silent) source.onsilent?.(null);
+    silent = false;
     const done = current;
     send();
     return done;
-  };
-  const fail = (text) => {
-    if (!current) return;
-    const error = new Error(text);
-    error.retry = true;
-    finish().reject(error);
   };
   const answer = () => {
     const buffer = model.get("film");
@@ -254,12 +254,10 @@ function liveSource(model) {
     if (current && film.id === current.id) finish().resolve(film);
   };
   const message = (content) => {
-    if (content?.type === "error" && (content.id === undefined || content.id === current?.id))
-      fail(String(content.text));
+    if (content?.type !== "error" || !current || (content.id ?? current.id) !== current.id) return;
+    finish().reject(Object.assign(new Error(String(content.text)), { told: true }));
   };
-  const notice = () => source.onnotice?.(model.get("notice"));
   model.on("change:film", answer);
-  model.on("change:notice", notice);
   model.on("msg:custom", message);
   const source = {
     meta,
@@ -272,11 +270,14 @@ function liveSource(model) {
         waiting = { id: ++last, scene, want, resolve, reject };
         if (!current) send();
       }),
+    // Asks again although the last question is still open.
+    again: () => {
+      if (current) finish().resolve(null);
+    },
     prepare: () => false,
     close: () => {
       clearTimeout(timer);
       model.off("change:film", answer);
-      model.off("change:notice", notice);
       model.off("msg:custom", message);
     },
   };
@@ -2018,6 +2019,7 @@ function makeNotice(app) {
   const text = html("span");
   const retry = button("Retry", () => {
     app.say(null);
+    app.source.again();
     app.refresh("sampled");
   });
   const node = html(
@@ -2136,8 +2138,8 @@ function giveActions(app) {
       if (begun !== null) app.timings.drag.push(performance.now() - begun);
     } catch (error) {
       if (app.gone) return;
-      if (!app.film && !error.retry) throw error;
-      app.say(error.message, false, Boolean(error.retry));
+      if (!app.film && !error.told) throw error;
+      app.say(error.message);
     }
   };
   app.change = (partial, settled) => {
@@ -2343,7 +2345,7 @@ export function mount(el, source, page = false) {
     app.rebuild();
   });
   observer.observe(app.root);
-  source.onnotice = (text) => text && app.say(String(text));
+  source.onsilent = (text) => app.say(text, false, true);
   const ready = start(app);
   const handle = {
     state: () => ({
