@@ -11,13 +11,22 @@ PYTEST := pytest -n $(WORKERS) --dist loadfile $(TESTS)
 EXTRAS ?= test
 PIP_OPTIONS ?=
 
-.PHONY: demo test test-lowest test-newest coverage lint audit bench soak clean
+.PHONY: demo test browser notebooks test-lowest test-newest coverage lint audit bench soak clean
 
 demo: $(VENV)/core.stamp  ## the headline comparison: table, figures/, results/
 	$(BIN)/bandit-pft demo
 
-test: $(VENV)/$(EXTRAS).stamp  ## run every test
+test: $(VENV)/$(EXTRAS).stamp browser  ## run every test
 	$(BIN)/python -m $(PYTEST)
+
+# Tests drive a real browser: the system's, or else one that Playwright downloads.
+browser: $(VENV)/$(EXTRAS).stamp
+	@command -v chromium > /dev/null || command -v google-chrome > /dev/null || \
+	  { [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null && apt-get update -qq && apt-get install -y -qq chromium; } || \
+	  $(BIN)/playwright install --with-deps chromium
+
+notebooks: $(VENV)/test.stamp  ## run every notebook at full size, from top to bottom
+	out=$$(mktemp -d) && $(BIN)/jupyter execute --output-dir=$$out notebooks/*.ipynb
 
 # Lanes have folders of their own, and fail where their Python is missing; PYTHON=... says where it is.
 test-lowest: PYTHON = python3.11
@@ -33,7 +42,7 @@ test-newest:  ## run the tests with the newest Python and libraries; no PyTorch,
 	$(MAKE) test VENV=.venv-newest PYTHON=$(PYTHON) PIP_OPTIONS="--upgrade --upgrade-strategy eager" EXTRAS=test-core \
 	  TESTS="$(NO_TORCH) $(TESTS)"
 
-coverage: $(VENV)/test.stamp  ## run every test, then name the lines and branches that none of them reached
+coverage: $(VENV)/test.stamp browser  ## run every test, then name the lines and branches that none of them reached
 	$(BIN)/python -m $(PYTEST) --cov --cov-report=term-missing:skip-covered
 
 lint: $(VENV)/test.stamp  ## style, types, and README's table of objectives

@@ -3,7 +3,7 @@
 - SIGKILL at random moments of a sweep, alone and by two workers, until it is done: the results must be the same bits.
 - Configurations made by hypothesis for every public function; 100,000 examples of the property tests.
 - The lowest and newest versions of what the package needs.
-- The benchmark at full size.
+- The notebooks and the benchmark at full size.
 """
 
 import argparse
@@ -92,18 +92,15 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", metavar="CHECK", help="names of the table's first column")
     given = parser.parse_args()
     pytest = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider")
-    notebooks = sorted(str(path) for path in (ROOT / "notebooks").glob("*.ipynb"))
     checks: dict[str, Callable[[], str]] = {
         "kills": lambda: kills(given.kills, given.seed),
         "properties": command(*pytest, "tests/test_properties.py", HYPOTHESIS_PROFILE="nightly"),
         "fuzzing": command(sys.executable, "tests/fuzz.py"),
         "lowest versions": command("make", "test-lowest"),
         "newest versions": command("make", "test-newest"),
+        "notebooks": command("make", "notebooks"),
         "benchmark": command(sys.executable, "-m", "benchmarks", "--out", tempfile.mkdtemp()),
     }
-    if notebooks:
-        checks["notebooks"] = command(sys.executable, "-m", "nbconvert", "--execute", "--to", "notebook",
-                                      "--output-dir", tempfile.mkdtemp(), *notebooks)  # fmt: skip
     rows = []
     for name, check in checks.items():
         if given.only and name not in given.only:

@@ -1,5 +1,6 @@
 """What the explorer shows is what the engine computes, in every host and after every packing."""
 
+import ast
 import asyncio
 import base64
 import dataclasses
@@ -179,7 +180,7 @@ def test_a_page_needs_nothing_from_outside_and_its_title_is_text(tmp_path):
     tell = lambda *count: told.append(count)
     path = ex.export(tmp_path / "page.html", ["forward_kl"], actions=4, title=title, progress=tell)
     page = path.read_text()
-    assert re.findall(r'(?:src|href)=|@import|<link|import\s*\(', page) == []
+    assert re.findall(r"(?:src|href)=|@import|<link|import\s*\(", page) == []
     assert "<title>&lt;/script&gt;&lt;b&gt;&amp;</title>" in page
     assert page.count("</script>") == 2
     data = json.loads(re.search(r'id="bandit-pft-data">(.*?)</script>', page, re.S)[1])
@@ -206,7 +207,8 @@ def test_what_the_browser_is_told_is_json_and_the_text_it_fills_in_is_python(cas
     code = told["python"]
     for name, value in (("scene", repr(SCENE.plain())), ("methods", repr(list(NAMES))), ("step", "100")):
         code = code.replace(f"{{{{{name}}}}}", value)
-    compile(code, "copied", "exec")
+    call = ast.parse(code).body[-2].value
+    assert call.func.id == "film"
     assert f"actions={A}" in code
 
 
