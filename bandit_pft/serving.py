@@ -37,7 +37,9 @@ class FewKernels(AsyncMappingKernelManager):
     async def start_kernel(self, **how: Any) -> str:
         """As its parent, or an error that the reader of the page sees."""
         if len(self) >= self.most:
-            raise HTTPError(503, f"all {self.most} kernels are in use: close another page, or try again later")
+            # Voila shows its reader nothing of an error but the reason.
+            reason = f"all {self.most} kernels are in use; close another page, or try again later"
+            raise HTTPError(503, reason=reason)
         return await super().start_kernel(**how)
 
 

@@ -355,7 +355,7 @@ function valid(app, wanted) {
   return { scene, problems };
 }
 
-const FLAGS = { log: "log", forces: "forces", samples: "samples", sampled: "sampled" };
+const FLAGS = { log: "log", own: "own", forces: "forces", samples: "samples", sampled: "sampled" };
 
 function toHash(app) {
   const hash = new URLSearchParams();
@@ -421,6 +421,9 @@ const shownMethods = (app) => app.state.shown.map((name) => app.index.get(name))
 // While a prediction is made, its method alone is in the picture.
 const pictured = (app) => (app.predict ? [app.predict.method] : shownMethods(app));
 
+const ownAxes = (app) => app.state.own && app.state.view === "side" && !app.state.log;
+const presenting = (app) => app.root.classList.contains("present");
+
 // The largest finite entry: an exact run asks for rewards without end.
 function maximum(array) {
   let most = -Infinity;
@@ -444,10 +447,12 @@ function longestForce(app) {
   return value;
 }
 
-// The top of the probability axis, one for all pictures: a rung of the ladder above all that is drawn at this frame.
-function topOf(app) {
-  const rows = pictured(app).map((method) => row(app, app.film, "log_prob", method, app.state.frame));
-  if (app.pin) rows.push(...pictured(app).map((method) => ghostRow(app, "log_prob", method)));
+// The top of the probability axis, one for all pictures unless each is to have its own: a rung of the ladder above all
+// that is drawn at this frame.
+function topOf(app, methods = pictured(app)) {
+  const those = ownAxes(app) ? methods : pictured(app);
+  const rows = those.map((method) => row(app, app.film, "log_prob", method, app.state.frame));
+  if (app.pin) rows.push(...those.map((method) => ghostRow(app, "log_prob", method)));
   const top = Math.exp(
     Math.max(...[app.film.arrays.ref_log_prob, app.film.arrays.optimum_log_prob, ...rows].map(maximum)),
   );
@@ -466,12 +471,14 @@ function line(values, x, y) {
 const area = (path, x, n, base) => `${path}L${px(x(n - 1))} ${px(base)}L${px(x(0))} ${px(base)}Z`;
 const dashed = (dashes, width = 1) => (dashes?.length ? dashes.map((d) => d * width).join(" ") : null);
 
+const laneHeight = (app) => (presenting(app) ? 2.6 : 3.6) * app.em;
+
 function frameOf(app, width, height, lanes, titled) {
   const em = app.em;
   const left = 3.3 * em;
   const right = width - 0.9 * em;
   const top = (titled ? 2.1 : 0.9) * em;
-  const lane = 3.6 * em;
+  const lane = laneHeight(app);
   const bottom = height - 1.7 * em - lanes * lane - (lanes ? 0.5 * em : 0);
   const actions = app.meta.actions;
   const x = (a) => left + ((a + 0.5) * (right - left)) / actions;
@@ -482,7 +489,7 @@ function xTicks(app, box, group, y) {
   const actions = app.meta.actions;
   const step = actions <= 20 ? 5 : actions <= 50 ? 10 : box.width < 26 * app.em ? 25 : 20;
   // The last tick gives way to the axis's name.
-  for (let a = 0; a < actions && box.x(a) < box.right - 3.2 * app.em; a += step) {
+  for (let a = 0; a < actions && box.x(a) < box.right - (presenting(app) ? 4.4 : 3.2) * app.em; a += step) {
     group.append(svg("text", { x: px(box.x(a)), y: px(y), class: "tick", "text-anchor": "middle" }, String(a)));
   }
   group.append(svg("text", { x: px(box.right), y: px(y), class: "tick", "text-anchor": "end" }, "action"));
@@ -644,7 +651,10 @@ function makePicture(app, methods, width, height) {
   if (single) titleOf(app, box, curves[0]);
 
   const drawGrid = (y, top) => {
-    const marks = app.state.log ? [0, -3, -6, -9, -12] : range(5).map((i) => (top * i) / 4);
+    const every = box.bottom - box.top < 7 * app.em ? 2 : 1; // Fewer names where they would touch.
+    const marks = (app.state.log ? [0, -3, -6, -9, -12] : range(5).map((i) => (top * i) / 4)).filter(
+      (_, i) => i % every === 0,
+    );
     gridLines.forEach((gridLine, i) => {
       const visible = i < marks.length && app.predict?.stage !== "sketch"; // A sketch has no scale: its shape counts.
       for (const part of [gridLine, gridNames[i]]) put(part, { visibility: visible ? null : "hidden" });
@@ -659,7 +669,7 @@ function makePicture(app, methods, width, height) {
   const update = () => {
     const { film } = app;
     const actions = app.meta.actions;
-    const top = topOf(app);
+    const top = topOf(app, methods);
     const y = app.state.log ? logY(box) : linearY(box, top);
     drawGrid(y, top);
     const high = Math.max(1e-9, maximum(film.arrays.reward));
@@ -714,6 +724,13 @@ function summary(app, method) {
   return `${app.meta.methods[method].label} at step ${app.film.steps[app.state.frame]}: ${parts.join(", ")}`;
 }
 
+// What the stage's other parts leave of the screen for the pictures.
+function room(app, pictures) {
+  const { top, height } = pictures.parentElement.getBoundingClientRect();
+  const others = height - pictures.getBoundingClientRect().height;
+  return app.root.clientHeight - (top + app.root.scrollTop) - others - 0.5 * app.em;
+}
+
 // Side by side or overlaid: nodes are made anew only when the methods, the view or the size change.
 function makePictures(app) {
   const node = html("div", { class: "pictures" });
@@ -722,14 +739,19 @@ function makePictures(app) {
     const width = Math.max(260, node.clientWidth);
     const count = pictured(app).length || 1;
     const together = app.state.view === "over" || app.predict;
-    const columns = together ? 1 : Math.max(1, Math.min(count, Math.floor(width / (19 * app.em)), count === 4 ? 2 : 3));
+    const columns = together ? 1 : Math.max(1, Math.min(count, Math.floor(width / ((presenting(app) ? 15 : 19) * app.em)), count === 4 ? 2 : 3));
     const gap = 0.9 * app.em;
     const rows = Math.ceil(count / columns);
-    const lane = (app.state.forces || app.state.samples) && !app.predict ? 4 * app.em : 0;
+    const lane = (app.state.forces || app.state.samples) && !app.predict ? laneHeight(app) + 0.4 * app.em : 0;
     const high = clamp(0.44 * innerHeight, 14 * app.em, 23 * app.em);
     const plain = together ? high : clamp((23 * app.em) / rows, 11 * app.em, 20 * app.em);
     const lanes = together ? count * lane * 0.92 : lane;
-    return { columns, width: Math.floor((width - (columns - 1) * gap) / columns), height: Math.round(plain + lanes) };
+    const height = presenting(app) ? (room(app, node) - (rows - 1) * gap) / rows : plain + lanes;
+    return {
+      columns,
+      width: Math.floor((width - (columns - 1) * gap) / columns),
+      height: Math.floor(Math.max(height, lanes + 7 * app.em)),
+    };
   };
   const build = () => {
     const { columns, width, height } = sizes();
@@ -756,6 +778,7 @@ function makeLegend(app) {
     svg("line", { class: name, x1: 1, x2: 29, y1: 6, y2: 6, "stroke-dasharray": dashes });
   const item = (picture, text) => html("span", { class: "item" }, picture, html("span", { "data-text": "" }, text));
   const force = html("span", { "data-text": "", class: "item" });
+  const axes = html("span", { "data-text": "", class: "item" });
   const pinned = html("span", { "data-text": "" });
   const pin = html("span", { class: "item" }, mark(stroke("ghost", null)), pinned);
   const node = html(
@@ -765,9 +788,12 @@ function makeLegend(app) {
     item(mark(stroke("reference", dashed(app.meta.style.reference.dashes, 2))), "reference"),
     item(mark(stroke("optimum", null)), "optimum"),
     pin,
+    axes,
     force,
   );
   const update = () => {
+    write(axes, ownAxes(app) ? "each picture has its own probability axis" : "one probability axis for all");
+    axes.hidden = app.state.log || app.state.view === "over" || Boolean(app.predict);
     pin.hidden = !app.pin;
     if (app.pin) write(pinned, `pinned: ${describe(app.pin.scene)}`);
     force.hidden = !app.state.forces || Boolean(app.predict);
@@ -778,6 +804,9 @@ function makeLegend(app) {
 }
 
 // ------------------------------------------------------------------------------------------- the world and its handles
+
+// Handles grow with large type.
+const enlarged = (app) => Math.max(1, app.em / 15);
 
 // A slider that is an SVG element: a pointer drags it, keys move it, and where it cannot move it says why.
 function makeHandle(app, spec) {
@@ -833,7 +862,7 @@ function makeHandle(app, spec) {
     const locked = spec.locked();
     const text = `${spec.label.toLowerCase()} ${spec.get()}`;
     put(group, {
-      transform: `translate(${px(x)} ${px(y)}) scale(${Math.max(1, app.em / 15)})`,
+      transform: `translate(${px(x)} ${px(y)}) scale(${enlarged(app)})`,
       "aria-valuemin": min,
       "aria-valuemax": max,
       "aria-valuenow": spec.get(),
@@ -957,7 +986,7 @@ function peakHandles(app, box, second) {
     set: (value, settled) => change({ height: value }, settled),
   });
   // Handles that would leave the picture stand on the other flank.
-  const flip = (place) => (box.x(place) > box.right - 5 * app.em - 2 * TOUCH ? -1 : 1);
+  const flip = (place) => (box.x(place) > box.right - 5 * app.em - 2 * box.reach ? -1 : 1);
   const all = [peak];
   if (!app.hidden("width")) all.push(width);
   if (!app.hidden("height") && !app.source.grid) all.push(height);
@@ -970,11 +999,14 @@ function peakHandles(app, box, second) {
     const side = flip(part().peak);
     peak.update(x, y);
     // Far enough from the peak's own handle for a finger, however narrow the peak is.
-    const away = Math.max(part().width * 0.83 * box.perAction, 2 * TOUCH + 2);
+    const away = Math.max(part().width * 0.83 * box.perAction, 2 * box.reach + 2);
     width.update(x + side * away, (y + box.bottom) / 2);
-    height.update(x - side * (2 * TOUCH + 4), y);
+    height.update(x - side * (2 * box.reach + 4), y);
   };
-  return { groups, update, peak };
+  // Where words beside the peak are covered by no handle.
+  const free = (side) =>
+    (all.includes(height) && side === -flip(part().peak) ? 3 : 1) * box.reach + 0.6 * app.em;
+  return { groups, update, peak, free };
 }
 
 // The strip above: what is rewarded (gold, to be dragged) and where the policy starts (grey).
@@ -983,9 +1015,10 @@ function makeWorld(app) {
   let update = () => {};
   const build = () => {
     const width = Math.max(260, node.clientWidth);
-    const height = Math.round(9.4 * app.em);
+    const height = Math.round((presenting(app) ? 7.4 : 9.4) * app.em);
     const box = frameOf(app, width, height, 0, false);
     box.top = 2.3 * app.em;
+    box.reach = TOUCH * enlarged(app);
     box.most = () => Math.max(app.film ? maximum(app.film.arrays.reward) : 1, app.scene.height, app.meta.scene.height);
     box.y = (value) => box.bottom - (value / box.most()) * (box.bottom - box.top);
     const drawing = () => Array.isArray(app.scene.reference);
@@ -1046,8 +1079,9 @@ function makeWorld(app) {
       other?.update();
       pencil.update();
       const left = box.x(app.scene.peak) > (box.left + box.right) / 2;
-      const x = box.x(app.scene.peak) + (left ? -1 : 1) * (TOUCH + 2);
-      put(hint, { x: px(x), y: px(box.y(app.scene.height) + 5), "text-anchor": left ? "end" : "start" });
+      const side = left ? -1 : 1;
+      const x = box.x(app.scene.peak) + side * first.free(side);
+      put(hint, { x: px(x), y: px(box.y(app.scene.height) + 0.35 * app.em), "text-anchor": left ? "end" : "start" });
       write(hint, width < 30 * app.em ? "Drag me" : "Drag the gold peak");
       put(hint, { visibility: app.hint.hidden ? "hidden" : null });
       first.peak.group.classList.toggle("calling", !app.hint.hidden);
@@ -1367,11 +1401,17 @@ function makeSwitches(app) {
       ),
     );
   }
-  const toggle = (name, text, title, key) => {
+  const toggle = (name, text, title, key, here = () => true) => {
     if (app.hidden(name)) return;
     const node = button(text, () => app.set({ [key]: !app.state[key] }), { title, class: "toggle" });
-    parts.push({ node, update: () => put(node, { "aria-pressed": String(app.state[key]) }) });
+    const update = () => {
+      node.hidden = !here();
+      put(node, { "aria-pressed": String(app.state[key]) });
+    };
+    parts.push({ node, update });
   };
+  const several = () => app.state.view === "side" && !app.state.log && !app.predict;
+  toggle("view", "Own axes", "Each picture's probability axis for itself; otherwise one for all", "own", several);
   toggle("forces", "Forces", "How the group pulls actions up and pushes them down", "forces");
   toggle("samples", "Samples", "The group that this step learns from (in the sampled run)", "samples");
   const node = html("div", { class: "switches" }, ...parts.map((p) => p.node));
@@ -1909,6 +1949,7 @@ const KEYS = [
   ["arrow keys", "move the handle or timeline that has the focus; Shift: by 5"],
   ["o", "side by side, overlaid"],
   ["l", "probability, log probability"],
+  ["a", "one probability axis for all pictures, own axes"],
   ["e", "exact, sampled"],
   ["f", "forces"],
   ["s", "samples"],
@@ -1942,13 +1983,14 @@ function shortcuts(app, event) {
     ".": () => app.seek(app.state.frame + 1),
     o: () => !app.hidden("view") && app.set({ view: app.state.view === "side" ? "over" : "side" }),
     l: flip("log", "log"),
+    a: flip("view", "own"),
     e: flip("sampled", "sampled"),
     f: flip("forces", "forces"),
     s: flip("samples", "samples"),
     p: () => !app.hidden("pin") && app.togglePin(),
     m: () => !app.hidden("present") && app.present(),
     "?": () => showKeys(app),
-    Escape: () => (app.root.classList.contains("present") ? app.present() : app.leavePredict?.()),
+    Escape: () => (presenting(app) ? app.present() : app.leavePredict?.()),
   };
   const action = actions[event.key];
   if (!action) return false;
@@ -2006,10 +2048,11 @@ function makeTools(app) {
     ["theme", theme],
     ["keys", button("?", () => showKeys(app), { "aria-label": "Keys", title: "Keys" })],
   ];
+  for (const [name, part] of parts) put(part, { "data-tool": name });
   const node = html("div", { class: "tools" }, ...parts.filter(([name]) => !app.hidden(name)).map(([, part]) => part));
   const update = () => {
     write(theme, app.dark ? "Light" : "Dark");
-    put(present, { "aria-pressed": String(app.root.classList.contains("present")) });
+    put(present, { "aria-pressed": String(presenting(app)) });
   };
   return { node, update };
 }
@@ -2096,6 +2139,7 @@ function makeApp(el, source, page) {
     frame: Infinity,
     view: "side",
     log: false,
+    own: false,
     forces: !app.hidden("forces"),
     samples: false,
     sampled: false,
@@ -2128,6 +2172,8 @@ function giveActions(app) {
       const film = await source.film(app.scene, want);
       if (!film || app.gone || mine < app.answered) return;
       app.answered = mine;
+      if (app.refused) app.say(null);
+      app.refused = false;
       const first = !app.film;
       const step = app.film?.steps[state.frame];
       app.film = film;
@@ -2140,6 +2186,7 @@ function giveActions(app) {
       if (app.gone) return;
       if (!app.film && !error.told) throw error;
       app.say(error.message);
+      app.refused = true;
     }
   };
   app.change = (partial, settled) => {
@@ -2330,7 +2377,7 @@ export function mount(el, source, page = false) {
     if (!event.ctrlKey && !event.metaKey) event.stopPropagation();
   });
   const unfold = () => {
-    if (document.fullscreenElement || !app.root.classList.contains("present") || !app.wasFull) return;
+    if (document.fullscreenElement || !presenting(app) || !app.wasFull) return;
     app.present(); // Escape left the full screen; leave the large type too.
   };
   const full = () => {
@@ -2338,10 +2385,12 @@ export function mount(el, source, page = false) {
     app.wasFull = document.fullscreenElement === app.root;
   };
   app.root.addEventListener("fullscreenchange", full);
-  let width = 0;
+  let size = "";
   const observer = new ResizeObserver(() => {
-    if (app.root.clientWidth === width) return;
-    width = app.root.clientWidth;
+    // On a page only the width counts: the height follows from what is drawn.
+    const now = `${app.root.clientWidth} ${presenting(app) && app.root.clientHeight}`;
+    if (now === size) return;
+    size = now;
     app.rebuild();
   });
   observer.observe(app.root);
