@@ -234,8 +234,16 @@ def laboratory(tmp_path_factory, open_page):
         page = open_page(f"{base}/lab/tree/own.ipynb?token={TOKEN}")
         kernel_is_idle = page.locator(".jp-NotebookPanel .jp-Notebook-ExecutionIndicator[data-status='idle']")
         wait_until(lambda: kernel_is_idle.count(), "the notebook's session is ready")
-        page.get_by_role("menuitem", name="Run", exact=True).click()
-        page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+        prompt = page.locator(".jp-NotebookPanel .jp-CodeCell .jp-InputPrompt").first
+
+        def runs():
+            # A notebook calls itself idle before its session is there, and then forgets what it was told to run.
+            page.locator(".jp-NotebookPanel .jp-CodeCell .cm-content").first.focus()
+            page.keyboard.press("Control+Enter")
+            page.wait_for_timeout(2000)
+            return re.search(r"[*\d]", prompt.inner_text())
+
+        wait_until(runs, "the cell runs")
         wait_until(lambda: film(page), "the explorer shows a film", 300)
         yield page
 
