@@ -26,7 +26,7 @@ browser: $(VENV)/$(EXTRAS).stamp
 	  $(BIN)/playwright install --with-deps chromium
 
 notebooks: $(VENV)/test.stamp  ## run every notebook at full size, from top to bottom
-	out=$$(mktemp -d) && $(BIN)/jupyter execute --output-dir=$$out notebooks/*.ipynb
+	$(BIN)/jupyter nbconvert --execute --to notebook --output-dir "$$(mktemp -d)" notebooks/*.ipynb
 
 # Lanes have folders of their own, and fail where their Python is missing; PYTHON=... says where it is.
 test-lowest: PYTHON = python3.11
@@ -56,8 +56,9 @@ audit: $(VENV)/test.stamp .venv-audit/bin/pip-audit  ## known vulnerabilities of
 	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+.*//' > .venv-audit/installed.txt
 	.venv-audit/bin/pip-audit --strict --no-deps --disable-pip -r .venv-audit/installed.txt
 
-bench: $(VENV)/test.stamp  ## measure the engine against other implementations
+bench: $(VENV)/test.stamp browser  ## measure the engine against other implementations, and how long the explorer's reader waits
 	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks.explorer
 
 soak: $(VENV)/test.stamp  ## kills, fuzzing, nightly properties, lanes, benchmark: some hours, one table
 	$(BIN)/python tests/soak.py

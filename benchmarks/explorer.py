@@ -33,23 +33,6 @@ MOVE = f"""async () => {{
   await new Promise(done => requestAnimationFrame(() => setTimeout(done)));
   return performance.now() - begun;
 }}"""
-DRAG = f"""async () => {{
-  const knob = document.querySelector(".handle.peak:not([visibility])"), box = knob.getBoundingClientRect();
-  const x = box.x + box.width / 2, y = box.y + box.height / 2, times = [];
-  const send = (type, x) =>
-    knob.dispatchEvent(new PointerEvent(type, {{pointerId: 1, button: 0, clientX: x, clientY: y, bubbles: true}}));
-  knob.setPointerCapture = () => {{}};
-  send("pointerdown", x);
-  for (let k = 1; k <= 30; k++) {{
-    const before = {HANDLE}.film(), begun = performance.now();
-    send("pointermove", x - k * 20);
-    while ({HANDLE}.film() === before && performance.now() - begun < 20000) await new Promise(requestAnimationFrame);
-    await new Promise(done => requestAnimationFrame(() => setTimeout(done)));
-    times.push(performance.now() - begun);
-  }}
-  send("pointerup", x - 600);
-  return times;
-}}"""
 # Frames that the browser shows while the film plays, each as the milliseconds since the one before.
 PLAY = """async () => {
   const times = [], end = performance.now() + 5000;
@@ -81,8 +64,9 @@ def main(arguments: list[str] | None = None) -> int:
         page = started.new_page(viewport={"width": 1280, "height": 800})
         path = explorer.export(Path(folder) / "explorer.html", methods, actions=20 if quick else 50)
         page.goto(path.as_uri())
-        page.evaluate(f"{HANDLE}.ready")
-        tell("exported file, drag to picture", page.evaluate(DRAG))
+        page.evaluate(f"{HANDLE}.ready.then(() => 0)")
+        page.wait_for_timeout(1000)
+        tell("exported file, drag to picture", drag(page))
         played = page.evaluate(PLAY)
         tell("exported file, frame while playing", played)
         print(f"  {1000 / np.mean(played):.0f} frames a second")
@@ -123,6 +107,19 @@ def browser() -> Any:
         yield playwright.chromium.launch(executable_path=system, args=["--no-sandbox"])
 
 
+def drag(page: Any) -> list[float]:
+    """Milliseconds from each move of the peak's handle to its picture, as the page measures them."""
+    box = page.get_by_role("slider", name="Peak", exact=True).bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    page.mouse.move(x, y)
+    page.mouse.down()
+    for i in range(1, 31):
+        page.mouse.move(x - 10 * i, y)
+        page.wait_for_timeout(50)
+    page.mouse.up()
+    return page.evaluate(f"{HANDLE}.timings.drag")
+
+
 def served(started: Any, folder: Path) -> None:
     """The page of `bandit-pft serve`, with its own kernel."""
     log = folder / "serve.log"
@@ -142,7 +139,7 @@ def served(started: Any, folder: Path) -> None:
         while not page.evaluate(f"Boolean({HANDLE}?.film())") and time.monotonic() < end:
             time.sleep(0.1)
         print(f"served page, first picture after {time.perf_counter() - begun:.1f} s")
-        tell("served page, drag to picture", page.evaluate(DRAG))
+        tell("served page, drag to picture", drag(page))
         tell("served page, released to bands", [page.evaluate(MOVE) for _ in range(10)])
     finally:
         process.terminate()
