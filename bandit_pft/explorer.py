@@ -260,20 +260,21 @@ class Cast:
         if not names or len(set(names)) < len(names):
             raise ConfigError(f"methods are {names}; there must be at least one, and no name twice: pass name=...")
         # What cannot run is refused here, and not under the hand that drags.
-        scene = Scene(0, 1.0)
+        scene, flat = Scene(0, 1.0), jnp.zeros(actions)
         for method in self.methods:
-            check_run(self.problem(scene), self.run_as(method, True, scene), STEPS, 1)
-            check_run(self.problem(scene, method.prompts or CONTEXTS), method, STEPS, 1)
+            check_run(self.problem(flat, flat), self.run_as(method, True, scene), STEPS, 1)
+            check_run(self.problem(flat, flat, method), method, STEPS, 1)
+
+    @staticmethod
+    def problem(reward: Array, reference: Array, method: Method | None = None) -> Problem:
+        """One context for exact runs; for a sampled method as many equal ones as there are groups in a collection."""
+        tiled = lambda x: jnp.tile(x, (1 if method is None else method.prompts or CONTEXTS, 1))
+        return bandit(tiled(reward), tiled(reference))
 
     @staticmethod
     def is_target(method: Method) -> bool:
         """Whether a method has exact data only."""
         return method.data == "exact"
-
-    def problem(self, scene: Scene, contexts: int = 1) -> Problem:
-        """As many equal contexts as there are groups in a collection."""
-        tiled = lambda x: jnp.tile(x, (contexts, 1))
-        return bandit(tiled(scene.reward(self.actions)), tiled(scene.ref_log_prob(self.actions)))
 
     @staticmethod
     def run_as(method: Method, exact: bool, scene: Scene) -> Method:
@@ -300,7 +301,7 @@ class Cast:
             "ref_log_prob": reference,
             "optimum_log_prob": log_softmax(reference + reward / beta),
         }
-        problem = self.problem(scene)
+        problem = self.problem(reward, reference)
         methods = [self.run_as(method, True, scene) for method in self.methods]
         found = _exact(problem, methods, [plan(problem, method) for method in methods])
         arrays |= {name: np.stack([one[name] for one in found]) for name in ("log_prob", "force", "numbers")}
@@ -308,12 +309,14 @@ class Cast:
         # With infinite data there is no count of queries.
         endless = np.full((*arrays["numbers"].shape[:2], 1), np.inf, np.float32)
         arrays["numbers"] = np.concatenate([arrays["numbers"], endless], -1)
-        return {**arrays, **self._sampled_film(scene, arrays)} if sampled else arrays
+        return {**arrays, **self._sampled_film(scene, reward, reference, arrays)} if sampled else arrays
 
-    def _sampled_film(self, scene: Scene, exact: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def _sampled_film(
+        self, scene: Scene, reward: Array, reference: Array, exact: Mapping[str, np.ndarray]
+    ) -> dict[str, np.ndarray]:
         places = [i for i, method in enumerate(self.methods) if not self.is_target(method)]
         methods = [self.run_as(self.methods[i], False, scene) for i in places]
-        problems = [self.problem(scene, method.prompts or CONTEXTS) for method in methods]
+        problems = [self.problem(reward, reference, method) for method in methods]
         plans = [plan(*one) for one in zip(problems, methods, strict=True)]
         found = _sampled(problems, methods, plans, seed_keys([(scene.seed + i) % 2**32 for i in range(SEEDS)]))
         widest = max([1, *(method.num_responses for method in methods)])
@@ -422,7 +425,6 @@ def meta(cast: Cast, scene: Scene, *, mode: str, hide: Sequence[str] = (), title
         "hide": list(hide),
         "seeds": SEEDS,
         "responses": max(method.num_responses for method in cast.methods),
-        "steps": list(FRAMES),
         "python": _PYTHON.replace("{{actions}}", str(cast.actions)),
     }
 

@@ -51,7 +51,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.explorer", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="few methods and actions: shows that everything works")
     parser.add_argument("--no-server", action="store_true", help="leave out the page that Voila serves")
-    quick = parser.parse_args(arguments).quick
+    given = parser.parse_args(arguments)
+    quick = given.quick
     about = machine()
     versions = ", ".join(
         f"{name} {version(name)}" for name in ("bandit_pft", "jax", "anywidget", "voila", "playwright")
@@ -70,7 +71,7 @@ def main(arguments: list[str] | None = None) -> int:
         played = page.evaluate(PLAY)
         tell("exported file, frame while playing", played)
         print(f"  {1000 / np.mean(played):.0f} frames a second")
-        if not parser.parse_args(arguments).no_server:
+        if not given.no_server:
             served(started, Path(folder))
     print(f"load at the end {os.getloadavg()[0]:.2f}")
     return 0
