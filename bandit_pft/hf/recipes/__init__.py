@@ -1,0 +1,1 @@
+"""The paper's language-model experiments, to be started with `accelerate launch`; see README.md in this folder."""
