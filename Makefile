@@ -56,9 +56,10 @@ audit: $(VENV)/test.stamp .venv-audit/bin/pip-audit  ## known vulnerabilities of
 	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+.*//' > .venv-audit/installed.txt
 	.venv-audit/bin/pip-audit --strict --no-deps --disable-pip -r .venv-audit/installed.txt
 
-bench: $(VENV)/test.stamp browser  ## measure the engine against other implementations, and how long the explorer's reader waits
+bench: $(VENV)/test.stamp browser  ## measure the engine and the language-model trainer against others, and how long the explorer's reader waits
 	$(BIN)/python -m benchmarks
 	$(BIN)/python -m benchmarks.explorer
+	$(BIN)/python -m benchmarks.hf
 
 soak: $(VENV)/test.stamp  ## kills, fuzzing, nightly properties, lanes, benchmark: some hours, one table
 	$(BIN)/python tests/soak.py
@@ -89,7 +90,7 @@ $(VENV)/test.stamp: pyproject.toml | $(BIN)/python
 	.venv-audit/bin/python -m pip install pip-audit
 
 # A test that needs PyTorch says so in its name, or stands in such a file; any other fails without it.
-NO_TORCH := --ignore=tests/test_trl.py -k 'not torch'
+NO_TORCH := --ignore=tests/test_trl.py --ignore-glob='tests/test_hf*.py' -k 'not torch and not language_models'
 
 define LOWER_BOUNDS
 import tomllib; project = tomllib.load(open("pyproject.toml", "rb"))["project"]; \

@@ -27,6 +27,10 @@ class DomainError(ValueError):
     """A value outside the range in which the formula means something."""
 
 
+class DataError(ValueError):
+    """A data set without what the objective needs, or with rows that cannot be learnt from."""
+
+
 class ResourceError(RuntimeError):
     """A request this machine cannot hold, refused before it runs."""
 

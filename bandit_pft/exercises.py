@@ -150,12 +150,14 @@ def _difference(name: str, exercise: Exercise, function: Any) -> str:
 
 def _arguments(function: Callable[..., Any], case: tuple[Any, ...]) -> str:
     def text(value: Any) -> str:
+        if isinstance(value, Group):
+            return f"<{value.mask.shape[0]} responses>"
         if np.ndim(value) == 0:
             return f"{value:.4g}"
         return " ".join(np.array2string(np.asarray(value), precision=2, separator=", ").split())
 
     names = inspect.signature(function).parameters
-    return ", ".join(f"{name}={text(x)}" for name, x in zip(names, case, strict=True))
+    return ", ".join(f"{name}={text(x)}" for name, x in zip(names, case, strict=False))
 
 
 def _pattern(expected: np.ndarray, got: np.ndarray) -> str:
@@ -355,3 +357,31 @@ def _through_parameters(features: Any, winner: int, loser: int) -> Any:
 )
 def pair_step(features, winner, loser):
     return features @ (features[winner] - features[loser])
+
+
+# --- 10: language models ---------------------------------------------------------------------------------------------
+def _offset_pairs(logp: Any, group: Any) -> float:
+    mask, score = np.asarray(group.mask), np.asarray(group.score, np.float64)
+    gain = np.where(mask, np.asarray(logp, np.float64) - np.asarray(group.ref_logp), 0).sum(1)
+    pairs = [(w, i) for w, i in itertools.permutations(range(len(score)), 2) if score[w] > score[i]]
+    return float(np.mean([np.logaddexp(0, score[w] - score[i] - 0.1 * (gain[w] - gain[i])) for w, i in pairs]))
+
+
+def _texts(rng: np.random.Generator, *lengths: int) -> tuple[np.ndarray, Group]:
+    mask = np.arange(max(lengths)) < np.array(lengths)[:, None]
+    logp, ref = -rng.uniform(0.5, 9, (2, *mask.shape))
+    # A tie is not compared.
+    reward = [0.0, *rng.uniform(size=len(lengths) - 2), 0.0]
+    return logp, Group.of(reward=reward, ref_logp=ref, mask=mask)
+
+
+@_exercise(
+    "the loss of the group, one number",
+    "x = beta * gain - offset * score of every response, then minus group.pair_mean of log sigmoid(x_w - x_l)",
+    _offset_pairs,
+    lambda rng: [_texts(rng, 1, 1, 1), _texts(rng, 4, 1, 3, 2)],
+)
+def dpo_offset(logp, group, *, beta=0.1, offset=1.0):
+    """L = -mean over pairs log sigmoid(beta (gain_w - gain_l) - offset (score_w - score_l))"""
+    x = beta * group.total(logp - group.ref_logp) - offset * group.score
+    return -group.pair_mean(jax.nn.log_sigmoid(x[:, None] - x[None, :]))

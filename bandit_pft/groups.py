@@ -164,11 +164,11 @@ class Group(NamedTuple):
         score: Any = None,
         old_logp: Any = None,
         draws: Any = None,
-        temperature: float = 0.0,
-        min_gap: float = 0.0,
+        temperature: float | Array = 0.0,
+        min_gap: float | Array = 0.0,
         threshold: Any = None,
-        baseline: float = 0.0,
-        scale: float = 1.0,
+        baseline: float | Array = 0.0,
+        scale: float | Array = 1.0,
     ) -> Group:
         """One group from what is known, the rest filled in; prepared as a batch of its own.
 

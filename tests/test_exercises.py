@@ -78,6 +78,20 @@ MISTAKES = {
         (lambda features, winner, loser: features @ features[winner], "winner minus loser"),
         (lambda features, winner, loser: 2 * features @ (features[winner] - features[loser]), "2 times"),
     ],
+    "dpo_offset": [
+        (lambda logp, group: -EXERCISES["dpo_offset"].solution(logp, group), "group=<3 responses>) should be"),
+        (lambda logp, group: EXERCISES["dpo_offset"].solution(logp, group, offset=0.0), "offset * score"),
+        (lambda logp, group: EXERCISES["dpo_offset"].solution(logp, group, offset=-1.0), "offset * score"),
+        (lambda logp, group: EXERCISES["dpo_offset"].solution(logp, group._replace(ref_logp=0 * logp)), "gain"),
+        # Right where T = 1.
+        (
+            lambda logp, group: EXERCISES["dpo_offset"].solution(
+                logp[:, :1], group._replace(mask=group.mask[:, :1], ref_logp=group.ref_logp[:, :1])
+            ),
+            "group=<4 responses>) should be",
+        ),
+        (lambda logp, group: group.total(logp - group.ref_logp), "returns shape (3,)"),
+    ],
 }
 
 

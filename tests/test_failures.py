@@ -418,8 +418,9 @@ STRUCK: list[tuple[int, str, Callable[[], bool]]] = [
     (66, "The package sets neither precision nor devices, so it cannot be too late for it.",
      lambda: nowhere('update("jax_enable_x64"', 'update("jax_platforms"', "jax_num_cpu_devices", "XLA_FLAGS")),
     (71, "Nothing measures by the clock of the wall.", lambda: nowhere("time.time(", "datetime.now(")),
-    (76, "The package starts no process but git, so nothing is forked after JAX has started.",
-     lambda: nowhere("multiprocessing", "os.fork", "ProcessPool")),
+    (76, "Every process the package starts is a fresh one, so nothing is forked after JAX has started.",
+     lambda: nowhere("os.fork", "multiprocessing.Pool", "multiprocessing.Process")
+     and all('get_context("spawn")' in source for source in SOURCES if "ProcessPool" in source)),
     (78, "How many kernels share the cores is for who serves them to say.", lambda: nowhere("OMP_NUM_THREADS")),
     (89, "Tiles are named by their number alone, in one width: no name is long, or differs from another by its case.",
      lambda: Store(Path("runs"), {}).path(7).name == "000007.npz"),

@@ -33,7 +33,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 PROJECT = tomllib.loads((ROOT.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 # Used by name alone: xarray's engine for NetCDF files, and the library with which that engine reads them.
 BY_NAME = {"h5netcdf", "h5py"}
-OPTIONAL = ("torch", "transformers", "trl", "accelerate", "datasets", "ipywidgets", "anywidget", "jupyterlab",
+OPTIONAL = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "ipywidgets", "anywidget", "jupyterlab",
             "jupyter_server", "voila")  # fmt: skip
 
 
@@ -80,7 +80,7 @@ def test_a_module_imports_only_from_the_layers_below_it(path):
 @pytest.mark.parametrize("path", FILES, ids=lambda path: ".".join(module(path)))
 def test_only_the_hugging_face_adapter_imports_its_libraries(path):
     if module(path)[0] != "hf":
-        assert not outside_imports(path) & {"torch", "transformers", "trl", "accelerate", "datasets"}
+        assert not outside_imports(path) & {"torch", "transformers", "trl", "peft", "accelerate", "datasets"}
     assert "simulate" not in {other[0] for other in own_imports(path)} or module(path)[0] != "hf"
 
 
@@ -105,7 +105,7 @@ def names_of(requirements: list[str]) -> set[str]:
 def test_the_package_imports_exactly_the_libraries_that_it_declares():
     declared = names_of(PROJECT["dependencies"])
     imported = set().union(*map(outside_imports, FILES)) - {"bandit_pft", *sys.stdlib_module_names}
-    extras = names_of([text for extra in ("lab", "hf") for text in PROJECT["optional-dependencies"][extra]])
+    extras = names_of([text for extra in ("lab", "hf", "trl") for text in PROJECT["optional-dependencies"][extra]])
     assert imported - extras == declared - BY_NAME
     assert extras.isdisjoint(declared)
 

@@ -42,8 +42,8 @@ def stub_of(path):
     return found[0], function
 
 
-def test_there_are_ten_notebooks_in_one_order():
-    assert [int(path.stem[:2]) for path in PATHS] == list(range(10))
+def test_there_are_eleven_notebooks_in_one_order():
+    assert [int(path.stem[:2]) for path in PATHS] == list(range(11))
     for path, following in itertools.pairwise(PATHS):
         assert f"]({following.name})" in section(path, "Next")
 
