@@ -333,8 +333,8 @@ def _new_model(tokenizer: Any, seed: int) -> Any:
     torch.manual_seed(seed)
     return transformers.GPT2LMHeadModel(transformers.GPT2Config(
         vocab_size=len(tokenizer), n_positions=64, n_embd=64, n_layer=2, n_head=2, resid_pdrop=0.0, embd_pdrop=0.0,
-        attn_pdrop=0.0, activation_function="gelu", bos_token_id=tokenizer.eos_token_id, eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        attn_pdrop=0.0, activation_function="gelu", bos_token_id=tokenizer.eos_token_id,
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
     ))  # fmt: skip
 
 
@@ -699,11 +699,10 @@ def measures(records: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], np.n
         for problem in (*ALIKE, "distinct"):
             where = "" if problem == "distinct" else f"{problem} pairs"
             for side in SIDES:
-                note(where, f"{name}'s {side} on {problem}", last,
-                     select(records, problem, method, GOLD, side))  # fmt: skip
+                note(where, f"{name}'s {side} on {problem}", last, select(records, problem, method, GOLD, side))
     for problem in ALIKE:
-        note(f"{problem} pairs", f"DPO per token - DPO on {problem}, tokens", last,
-             *(select(records, problem, f"{name} offline", GOLD, "length") for name in ("dpo_per_token", "dpo")))  # fmt: skip
+        pair = (select(records, problem, f"{name} offline", GOLD, "length") for name in ("dpo_per_token", "dpo"))
+        note(f"{problem} pairs", f"DPO per token - DPO on {problem}, tokens", last, *pair)
     first = {r["seed"]: r["history"]["length"][0] for r in records}
     found["", "reference's tokens"] = np.array([first[seed] for seed in sorted(first)])
     noise = [r["history"]["length"][-1] for r in records if r["labels"] == "shuffled"]

@@ -135,7 +135,7 @@ def _picked(logits: torch.Tensor, target: torch.Tensor, temperature: float) -> t
     return logits.gather(-1, target[..., None])[..., 0] - logits.logsumexp(-1)
 
 
-def _chunked(head: torch.nn.Module, hidden: torch.Tensor, target: torch.Tensor, temperature: float) -> torch.Tensor:
+def _chunked(head: Any, hidden: torch.Tensor, target: torch.Tensor, temperature: float) -> torch.Tensor:
     flat, targets = hidden.reshape(-1, hidden.shape[-1]), target.reshape(-1)
     if _is_bare(head):
         kind = hidden.device.type
@@ -147,7 +147,7 @@ def _chunked(head: torch.nn.Module, hidden: torch.Tensor, target: torch.Tensor, 
     else:
         part = lambda h, t: _picked(head(h), t, temperature)
         # Where the weight is in pieces, only the head knows how wide it is.
-        wide = getattr(head, "out_features", head.weight.shape[0])  # type: ignore[union-attr, operator]
+        wide = getattr(head, "out_features", head.weight.shape[0])
         parts = [
             checkpoint(part, h, t, use_reentrant=False, preserve_rng_state=False)
             for h, t in _chunks(wide, flat, targets)
