@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from bandit_pft.errors import check_integer, check_key, check_memory
 
+LONG = 2048  # Actions from which on a pass over all of them counts for more than starting it.
 BLOCK = 1024  # One float32 cumulative sum stays exact enough up to here; beyond, every level gets a fresh uniform.
 
 
@@ -49,14 +50,15 @@ def sample_from_uniform(uniform: Float[Array, "levels n"], logp: Float[Array, " 
     blocks has its own uniform, so the error stays that of one block: at most 2^-23 per action and level. An action
     of probability 0 (log-probability -inf) is never drawn.
     """
-    return _descend(uniform, jnp.exp(logp - jnp.max(logp)))
+    return sample_from_mass(uniform, jnp.exp(logp - jnp.max(logp)))
 
 
-def _descend(uniform: Array, mass: Array) -> Array:
+def sample_from_mass(uniform: Float[Array, "levels n"], mass: Float[Array, " A"]) -> Int[Array, " n"]:
+    """The same for probabilities, up to a factor."""
     if uniform.shape[0] == 1:
         return _invert(mass, uniform[0])
     blocks = jnp.pad(mass, (0, -mass.shape[0] % BLOCK)).reshape(-1, BLOCK)
-    block = _descend(uniform[1:], blocks.sum(-1))
+    block = sample_from_mass(uniform[1:], blocks.sum(-1))
     inside = jax.vmap(lambda row, u: _invert(row, u[None])[0])(blocks[block], uniform[0])
     return block * BLOCK + inside
 

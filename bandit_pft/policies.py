@@ -40,8 +40,8 @@ class Policy(NamedTuple):
         log_prob: (params, problem, context, response [N, T]) -> [N, T] log-probability of every token given those
             before it [nats]; 0 where masked.
         sample: (params, problem, context, key, n) -> [n, T].
-        lead: where `table` is a softmax: (params, problem, context) -> [A] logits, up to a constant for each response.
-            Its gradient is then had in closed form from the table. None elsewhere.
+        lead: where `table` is softmax(reference + lead): (params, problem, context) -> [A]. Its gradient is then had in
+            closed form from the table. None elsewhere.
     """
 
     name: str
@@ -50,6 +50,14 @@ class Policy(NamedTuple):
     log_prob: Callable[[PyTree, Problem, Context, Int[Array, "N T"]], Float[Array, "N T"]]
     sample: Callable[[PyTree, Problem, Context, Key[Array, ""], int], Int[Array, "n T"]]
     lead: Callable[[PyTree, Problem, Context], Float[Array, " A"]] | None = None
+
+
+def softmax_table(
+    ref: Float[Array, "*B A"], lead: Float[Array, "*B A"], norm: Float[Array, "*B"]
+) -> Float[Array, "*B A"]:
+    """ref + lead - norm, with norm = logsumexp(ref + lead); what the reference forbids stays forbidden."""
+    # The lead is normalised before it is added: next to a log-probability of -70 it would lose its last digits.
+    return jnp.where(jnp.isneginf(ref), -jnp.inf, ref + (lead - norm[..., None]))
 
 
 # --- one number per response -----------------------------------------------------------------------------------------
@@ -64,9 +72,7 @@ def _make_tabular(name: str, shared: bool) -> Policy:
 
     def table(params: Array, problem: Problem, context: Context) -> Float[Array, " A"]:
         ref, lead = problem.ref_table(context), own_lead(params, problem, context)
-        # The lead is normalised before it is added: next to a log-probability of -70 it would lose its last digits.
-        lead = lead - logsumexp(ref + lead)
-        return jnp.where(jnp.isneginf(ref), -jnp.inf, ref + lead)
+        return softmax_table(ref, lead, logsumexp(ref + lead))
 
     def log_prob(params: Array, problem: Problem, context: Context, response: Int[Array, "N T"]) -> Float[Array, "N T"]:
         whole = table(params, problem, context)

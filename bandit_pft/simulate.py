@@ -1,7 +1,8 @@
 """One learner on one problem: a single `lax.scan` over gradient steps.
 
 Problem, method, what to record and result are separate values. Everything numeric in a method is traced, so that a
-slider or an axis of a sweep never recompiles; shapes, the objective, the policy and the optimiser are static.
+slider or an axis of a sweep does not recompile. Static are shapes, the objective, the policy, the optimiser, and the
+`Plan`'s pattern: whether responses come from the learner, the data or both, and at every step, once or every so often.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -34,9 +35,10 @@ from bandit_pft.errors import (
     shown,
 )
 from bandit_pft.groups import ExactGroup, Group, prepare
-from bandit_pft.kernels import levels, sample_from_uniform, total
+from bandit_pft.kernels import LONG, levels, logsumexp, sample_from_mass, total
 from bandit_pft.methods import Method, batch_sizes
 from bandit_pft.objectives.core import batch_loss
+from bandit_pft.policies import softmax_table
 from bandit_pft.probes import Probe, State, standard_probe
 from bandit_pft.problems import Problem
 from bandit_pft.proxy import fit_proxy
@@ -77,7 +79,7 @@ def simulate(
         steps: gradient steps; must be a multiple of `every`.
         probe: decides what is recorded; see `State`. Make it once: it is compared by identity.
         every: record every so many steps.
-        on_nonfinite: a run whose loss or force is not finite stays where it is ("freeze"), goes on ("keep"), or raises
+        on_nonfinite: a run whose force is not finite stays where it is ("freeze"), goes on ("keep"), or raises
             when it ends. Frozen and kept ones warn. Under jit and vmap nothing is told: look at `first_bad_step`.
 
     Returns:
@@ -248,7 +250,8 @@ class Draw(NamedTuple):
 class Collected(NamedTuple):
     """What has to be kept of a collection until the next one; the rest of a batch follows from it.
 
-    `response` and `noise` are None for exact data; `old` then holds the policy that they come from, for all responses.
+    `response` and `noise` are None for exact data; `old` then holds the policy that they come from, for all responses,
+    and `weight` its probabilities where a softmax learner at its last step has them.
     """
 
     response: Int[Array, "B N T"] | None
@@ -256,23 +259,30 @@ class Collected(NamedTuple):
     noise: Float[Array, "B N"] | None
     baseline: Float[Array, ""]
     scale: Float[Array, ""]
+    weight: Float[Array, "B A"] | None = None
 
 
 class Carry(NamedTuple):
-    """What a gradient step changes. `stats` are decayed sums of 1, the reward and its square."""
+    """What a gradient step changes.
+
+    `collected` is None where every step collects anew. `stats` are decayed sums of 1, the reward and its square. `norm`
+    is the logarithm of each long table's normaliser at the last step, near which the next one is found without a pass
+    for the maximum.
+    """
 
     params: PyTree
     optimizer: PyTree
-    collected: Collected
+    collected: Collected | None
     stats: Float[Array, " moments"]
     first_bad_step: Array
+    norm: Float[Array, " S"] | None
 
 
 class Loop(NamedTuple):
     """One run before its first step: everything that gradient steps read and do not change.
 
     `params` are the initial ones, `proxy` the fitted reward per token or None, `draws` the randomness of all steps
-    where that is small enough to be drawn at once.
+    where that is small enough to be drawn at once, `ref` [S, A] the problem's reference where the policy is a softmax.
     """
 
     problem: Problem
@@ -282,6 +292,7 @@ class Loop(NamedTuple):
     proxy: Array | None
     draws: Draw | None
     step_key: Array
+    ref: Array | None
 
     @classmethod
     def make(cls, problem: Problem, method: Method, key: Key[Array, ""], steps: int) -> Loop:
@@ -290,11 +301,12 @@ class Loop(NamedTuple):
         contexts = jnp.arange(problem.num_contexts)
         prompts, _ = batch_sizes(problem, method)
         order = contexts if prompts == contexts.size else jax.random.permutation(order_key, contexts.size)
-        loop = cls(problem, method, method.policy.init(init_key, problem), order, None, None, step_key)
+        ref = None if method.policy.lead is None else jax.vmap(problem.ref_table)(contexts)
+        loop = cls(problem, method, method.policy.init(init_key, problem), order, None, None, step_key, ref)
         if method.proxy is not None:
             chosen = order[:prompts]
             table = loop.data_table(chosen) if loop.enumerable else None
-            data = loop.collect(loop.params, table, chosen, jnp.zeros(()), loop.draw(jnp.asarray(0)))
+            data = loop.collect(loop.params, table, None, chosen, jnp.zeros(()), loop.draw(jnp.asarray(0)))
             model = fit_proxy(method.proxy, prepare(loop.groups(data, chosen)), problem.num_tokens, proxy_key)
             loop = loop._replace(proxy=model)
         if loop.by_table and (steps + 1) * prompts * levels(problem.num_responses) * method.num_responses <= PREDRAW:
@@ -321,24 +333,47 @@ class Loop(NamedTuple):
         # A lone context is a static index, which spares the copy that a gather would make.
         return f(0)[None] if self.problem.num_contexts == 1 else jax.vmap(f)(contexts)
 
-    def learner_table(self, params: PyTree, contexts: Array) -> Float[Array, "M A"]:
+    @property
+    def lagged(self) -> bool:
+        """Whether normalisers are found near those of the last step."""
+        prompts, minibatch = batch_sizes(self.problem, self.method)
+        return self.ref is not None and self.problem.length == 1 and minibatch == prompts and self.ref.shape[-1] > LONG
+
+    def lead(self, params: PyTree, contexts: Array) -> Float[Array, "M A"]:
+        lead = self.method.policy.lead
+        assert lead is not None
+        return self.per_context(lambda c: lead(params, self.problem, c), contexts)
+
+    def own_ref(self, contexts: Array) -> Float[Array, "M A"]:
+        assert self.ref is not None
+        return self.per_context(lambda c: self.ref[c], contexts)  # type: ignore[index]
+
+    def logits(self, params: PyTree, contexts: Array) -> Float[Array, "M A"]:
+        return self.own_ref(contexts) + self.lead(params, contexts)
+
+    def learner_table(self, params: PyTree, contexts: Array, norm: Array | None = None) -> Float[Array, "M A"]:
+        if self.ref is not None:
+            norm = logsumexp(self.logits(params, contexts)) if norm is None else norm
+            return softmax_table(self.own_ref(contexts), self.lead(params, contexts), norm)
         table = self.method.policy.table
         assert table is not None
         return self.per_context(lambda c: table(params, self.problem, c), contexts)
 
-    def table_gradient(self, params: PyTree, contexts: Array, table: Array, slope: Float[Array, "M A"]) -> PyTree:
-        """Gradient in the parameters from the slope of the loss in the table."""
-        lead = self.method.policy.lead
-        if lead is None:
+    def table_gradient(
+        self, params: PyTree, contexts: Array, table: Array, weight: Array | None, slope: Float[Array, "M A"]
+    ) -> PyTree:
+        """Gradient in the parameters from the slope of the loss in the table; `weight` is exp(table) if it is known."""
+        if self.ref is None:
             return jax.vjp(lambda p: self.learner_table(p, contexts), params)[1](slope)[0]
         # One form for all objectives: d loss / d logits = slope - pi sum(slope).
-        slope = slope - jnp.exp(table) * total(slope)[..., None]
-        return jax.vjp(lambda p: self.per_context(lambda c: lead(p, self.problem, c), contexts), params)[1](slope)[0]
+        weight = jnp.exp(table) if weight is None else weight
+        slope = slope - weight * total(slope)[..., None]
+        return jax.vjp(lambda p: self.lead(p, contexts), params)[1](slope)[0]
 
     def reference_table(self, contexts: Array) -> Float[Array, "M A"]:
         if self.method.reference == "initial":
             return self.learner_table(self.params, contexts)
-        return self.per_context(self.problem.ref_table, contexts)
+        return self.per_context(self.problem.ref_table, contexts) if self.ref is None else self.own_ref(contexts)
 
     def data_table(self, contexts: Array) -> Float[Array, "M A"]:
         if self.method.reference == "initial":
@@ -377,17 +412,26 @@ class Loop(NamedTuple):
             return self.order
         return self.order[((step // period) * prompts + jnp.arange(prompts)) % self.problem.num_contexts]
 
-    def collect(self, params: PyTree, table: Array | None, contexts: Array, on_policy: Array, draw: Draw) -> Collected:
-        """N responses to each context, from the table of the mixed policy, or from learner and data in turn."""
+    def collect(
+        self, params: PyTree, table: Array | None, weight: Array | None, contexts: Array, on_policy: Array, draw: Draw
+    ) -> Collected:
+        """N responses to each context, from the table of the mixed policy, or from learner and data in turn.
+
+        Args:
+            weight: probabilities of the table, if they are known already.
+        """
         one = jnp.ones(())
         if self.exact:
             assert table is not None
+            if weight is None and self.problem.length == 1:
+                # What the reference forbids is left out; a softmax learner, whose weights are known, cannot give it.
+                table = jnp.where(jnp.isneginf(self.reference_table(contexts)), -jnp.inf, table)
             old = table if self.problem.length == 1 else self.token_table(params, table, contexts, on_policy)
-            return Collected(None, old, None, one, one)
+            return Collected(None, old, None, one, one, weight)
         if self.by_table:
             assert table is not None
             assert draw.uniform is not None
-            action = jax.vmap(sample_from_uniform)(draw.uniform, table)
+            action = jax.vmap(sample_from_mass)(draw.uniform, jnp.exp(table) if weight is None else weight)
             response, old = action[..., None], jnp.take_along_axis(table, action, -1)[..., None]
         else:
             assert draw.contexts is not None
@@ -431,10 +475,15 @@ class Loop(NamedTuple):
             reference, single = self.reference_table(contexts), problem.length == 1
             mixed = collected.old if single else jnp.where(mask, collected.old, 0).sum(-1)
             # Forbidden responses are masked; nan is not, or a diverged run would look like an empty one.
-            possible = ~(jnp.isneginf(mixed) | jnp.isneginf(reference))
+            if collected.weight is not None:
+                possible, weight = ~jnp.isneginf(reference), collected.weight
+            elif single:
+                possible, weight = ~jnp.isneginf(mixed), jnp.exp(mixed)
+            else:
+                possible = ~(jnp.isneginf(mixed) | jnp.isneginf(reference))
+                weight = jnp.where(jnp.isneginf(reference), 0, jnp.exp(mixed))
             response = jnp.broadcast_to(listed, (*contexts.shape, *listed.shape))
             mask = jnp.asarray(mask) & possible[..., None]
-            weight = jnp.where(jnp.isneginf(reference), 0, jnp.exp(mixed))
             if single:
                 reference, old = reference[..., None], mixed[..., None]
             else:
@@ -471,25 +520,18 @@ class Loop(NamedTuple):
 
     # --- the loop --------------------------------------------------------------------------------------------------
     def start(self) -> Carry:
-        """Before the first step. The collection is blank: the first step makes one."""
-        prompts, _ = batch_sizes(self.problem, self.method)
-        blank = jax.eval_shape(lambda: self.refresh(self.params, jnp.zeros(3), self.tables(), self.order[:prompts],
-                                                    jnp.asarray(0))[0])  # fmt: skip
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), blank)
-        return Carry(self.params, self.method.optimizer.init(self.params), zeros, jnp.zeros(3), jnp.asarray(-1))
-
-    def tables(self) -> Array | None:
-        """A stand-in of the right shape for the table of the mixed policy."""
-        prompts, _ = batch_sizes(self.problem, self.method)
-        return self.data_table(self.order[:prompts]) if self.exact or self.by_table else None
+        """Before the first step, and before anything is collected."""
+        norm = jnp.zeros(self.problem.num_contexts) if self.lagged else None
+        optimizer = self.method.optimizer.init(self.params)
+        return Carry(self.params, optimizer, None, jnp.zeros(3), jnp.asarray(-1), norm)
 
     def refresh(
-        self, params: PyTree, stats: Array, table: Array | None, contexts: Array, step: Array
+        self, params: PyTree, stats: Array, table: Array | None, weight: Array | None, contexts: Array, step: Array
     ) -> tuple[Collected, Array]:
         """A new collection, with running statistics of the rewards up to and including it."""
         draw = self.draw(step) if self.draws is None else jax.tree.map(lambda x: x[step], self.draws)
         on_policy = jnp.asarray(self.method.on_policy, jnp.float32)
-        collected = self.collect(params, table, contexts, on_policy, draw)
+        collected = self.collect(params, table, weight, contexts, on_policy, draw)
         groups = self.groups(collected, contexts)
         moment = lambda x: total(groups.weight * x).mean()
         seen = jnp.stack([jnp.ones(()), moment(groups.reward), moment(groups.reward**2)])
@@ -501,14 +543,15 @@ class Loop(NamedTuple):
         return collected._replace(baseline=baseline, scale=scale), stats
 
     def learn(
-        self, carry: Carry, table: Array | None, contexts: Array, step: Array, live: Array, freeze: Array
-    ) -> tuple[Carry, State]:
+        self, carry: Carry, collected: Collected, table: Array | None, weight: Array | None, contexts: Array,
+        step: Array, live: Array, freeze: Array,
+    ) -> tuple[Carry, State]:  # fmt: skip
         """One gradient step on the collection in hand, taken when live; and what a probe sees before it.
 
         Args:
-            table: [M, A] of the learner, if it is known already.
+            table, weight: [M, A] of the learner and its probabilities, if they are known already.
         """
-        method, params, collected = self.method, carry.params, carry.collected
+        method, params = self.method, carry.params
         prompts, minibatch = batch_sizes(self.problem, method)
         if minibatch < prompts:
             cut = lambda x: jax.lax.dynamic_slice_in_dim(x, (step % (prompts // minibatch)) * minibatch, minibatch)
@@ -522,7 +565,7 @@ class Loop(NamedTuple):
         else:
             read = lambda x: (x if self.exact else jnp.take_along_axis(x, batch.response[..., 0], -1))[..., None]
             logp, spread = jax.vjp(read, table)
-            pull = lambda slope: (self.table_gradient(params, contexts, table, spread(slope)[0]),)
+            pull = lambda slope: (self.table_gradient(params, contexts, table, weight, spread(slope)[0]),)
         # No group of a simulation is padding, so each has the same share.
         batch = prepare(batch, logp)._replace(share=jnp.full((minibatch,), 1 / minibatch))
         loss, slope = jax.value_and_grad(lambda x: batch_loss(method.objective, x, batch, **method.hyper))(logp)
@@ -530,7 +573,8 @@ class Loop(NamedTuple):
         rate = jnp.asarray(method.learning_rate, logp.dtype)
         if method.schedule is not None:
             rate = rate * method.schedule(step)
-        healthy = jnp.isfinite(total(slope.sum(-1)).sum() + loss)
+        # Not the loss: where no one looks at it, as in most steps, it need not be computed.
+        healthy = jnp.isfinite(total(slope.sum(-1)).sum())
         first_bad = jnp.where((carry.first_bad_step < 0) & ~healthy, step, carry.first_bad_step)
         keep = lambda new, old: jnp.where(live & ((first_bad < 0) | ~freeze), new, old)
         moved = jax.tree.map(lambda p, u: keep(p + rate.astype(p.dtype) * u, p), params, update)
@@ -552,7 +596,7 @@ class Loop(NamedTuple):
             ref_params=self.params if method.reference == "initial" else None,
         )
         optimizer = jax.tree.map(keep, optimizer, carry.optimizer)
-        return Carry(moved, optimizer, carry.collected, carry.stats, first_bad), state
+        return carry._replace(params=moved, optimizer=optimizer, first_bad_step=first_bad), state
 
 
 def mixture(own: Array, data: Array, fraction: Array) -> Array:
@@ -561,17 +605,22 @@ def mixture(own: Array, data: Array, fraction: Array) -> Array:
     return jnp.where(fraction >= 1, own, jnp.where(fraction <= 0, data, both))
 
 
-class Plan(NamedTuple):
-    """What the runs of one program share, so that it stays a branch and does not become a select under vmap.
+@partial(jax.tree_util.register_dataclass, data_fields=("period", "freeze"), meta_fields=("collects", "regime"))
+@dataclass(frozen=True)
+class Plan:
+    """What the runs of one program share; `collects` and `regime` decide what is in it.
 
-    `period`: gradient steps from one collection to the next, reuse * B / M, at most 2^30 (collect once).
-    `regime`: 0 all responses from the learner, 1 all from the data, 2 a mixture.
-    `freeze`: whether a run that turned non-finite stays as it was.
+    Attributes:
+        period: gradient steps from one collection to the next, reuse * B / M, at most 2^30.
+        freeze: whether a run that turned non-finite stays as it was.
+        collects: at every step, before the first one only, or every `period` steps.
+        regime: where responses come from.
     """
 
     period: Any
-    regime: Any
     freeze: Any
+    collects: Literal["always", "once", "sometimes"]
+    regime: Literal["own", "data", "mixture"]
 
 
 def plan(problem: Problem, method: Method, on_nonfinite: OnNonfinite = "freeze") -> Plan:
@@ -579,8 +628,12 @@ def plan(problem: Problem, method: Method, on_nonfinite: OnNonfinite = "freeze")
     prompts, minibatch = batch_sizes(problem, method)
     fraction = float(method.on_policy)
     period = int(min(float(method.reuse) * (prompts // minibatch), 2.0**30))
-    return Plan(np.int32(period), np.int32(0 if fraction >= 1 else 1 if fraction <= 0 else 2),
-                np.bool_(on_nonfinite != "keep"))  # fmt: skip
+    return Plan(
+        np.int32(period),
+        np.bool_(on_nonfinite != "keep"),
+        "always" if period == 1 else "once" if period == 2**30 else "sometimes",
+        "own" if fraction >= 1 else "data" if fraction <= 0 else "mixture",
+    )
 
 
 class Progress(NamedTuple):
@@ -615,50 +668,77 @@ class Course:
             return f
         return lambda *args: jax.vmap(f, in_axes=tuple(None if i in shared else 0 for i in range(len(args))))(*args)
 
+    def table(self, carry: Carry, contexts: Array) -> tuple[Array, Array | None, Array | None]:
+        """[M, A] of the learner, its probabilities where normalisers are carried along, and those of all contexts."""
+        over, loop, params = self.over, self.loop, carry.params
+        if carry.norm is None:
+            return over(Loop.learner_table)(loop, params, contexts), None, None
+        logits = lambda: over(Loop.logits)(loop, params, contexts)
+
+        def attempt(state: tuple[Array, ...]) -> tuple[Array, ...]:
+            tries, near, *_ = state
+            # Kept in memory: sums and products of it take less time than a second exponential.
+            mass = jnp.exp(logits() - near[..., None])
+            found = jnp.log(total(mass))
+            # Further away, exponentials overflow or what is summed has lost its digits.
+            safe = jnp.abs(found) < 40
+            again = lambda: jnp.where(safe, near, logsumexp(logits()))
+            return tries + jnp.where(safe.all(), 2, 1), jax.lax.cond(safe.all(), lambda: near, again), mass, found
+
+        near = over(lambda norm, contexts: norm[contexts])(carry.norm, contexts)
+        blank = jnp.zeros(jax.eval_shape(logits).shape, near.dtype)
+        state = jnp.asarray(0), near, blank, near
+        _, near, mass, found = jax.lax.while_loop(lambda state: state[0] < 2, attempt, state)
+        norm, weight = near + found, mass * jnp.exp(-found)[..., None]
+        everywhere = over(lambda old, contexts, new: old.at[contexts].set(new))(carry.norm, contexts, norm)
+        return over(Loop.learner_table)(loop, params, contexts, norm), weight, everywhere
+
+    def collect(
+        self, carry: Carry, table: Array | None, weight: Array | None, contexts: Array, step: Array
+    ) -> tuple[Collected, Array]:
+        """A new collection; table and weight are the learner's, if they are known already."""
+        loop, over = self.loop, self.over
+        one = jax.tree.map(lambda x: x[0], loop) if self.batched else loop
+        source = None
+        if one.exact or one.by_table:
+            own = lambda: over(Loop.learner_table)(loop, carry.params, contexts) if table is None else table
+            data = lambda: over(Loop.data_table)(loop, contexts)
+            mix = lambda loop, own, data: mixture(own, data, loop.method.on_policy)
+            mixed = lambda: over(mix)(loop, own(), data())
+            source = {"own": own, "data": data, "mixture": mixed}[self.plan.regime]()
+        if self.plan.regime != "own" or (one.exact and self.plan.collects != "always"):
+            weight = None
+        return over(Loop.refresh, 6)(loop, carry.params, carry.stats, source, weight, contexts, step)
+
     def advance(self, carry: Carry, step: Array) -> tuple[Carry, dict[str, Array]]:
         """Collect if it is time to, note what the probe sees, and take one gradient step."""
         loop, plan, over = self.loop, self.plan, self.over
         one = jax.tree.map(lambda x: x[0], loop) if self.batched else loop
-        single, by_table = one.enumerable and one.problem.length == 1, one.exact or one.by_table
         prompts, minibatch = batch_sizes(one.problem, one.method)
         contexts = over(Loop.contexts, 1, 2)(loop, step, plan.period)
-        table_of = lambda: over(Loop.learner_table)(loop, carry.params, contexts)
+        table = weight = None
         # Where gradient and collection need the same table, it is made once, outside the branch.
-        shared = table_of() if single and minibatch == prompts else None
-        fresh, old = step % plan.period == 0, carry.collected
-
-        def sources(own: Array) -> list[Callable[[], Array]]:
-            """The table of the policy that responses come from, by regime."""
-            data = lambda: over(Loop.data_table)(loop, contexts)
-            mixed = lambda: over(lambda loop, own, data: mixture(own, data, loop.method.on_policy))(loop, own, data())
-            return [lambda: own, data, mixed]
-
-        def refresh(table: Array | None) -> tuple[Collected, Array]:
-            return over(Loop.refresh, 5)(loop, carry.params, carry.stats, table, contexts, step)
-
-        def collect() -> tuple[Collected, Array]:
-            if not by_table:
-                return refresh(None)
-            return refresh(jax.lax.switch(plan.regime, sources(table_of() if shared is None else shared)))
-
-        if one.exact and shared is not None:
-            # Only the table comes out of a branch, which copies it: all else shares its passes with the gradient.
-            branches = [*sources(shared), lambda: old.old]
-            collected, stats = refresh(jax.lax.switch(jnp.where(fresh, plan.regime, 3), branches))
-            stay = lambda new, x: jnp.where(fresh, new, x)
-            baseline, scale = stay(collected.baseline, old.baseline), stay(collected.scale, old.scale)
-            collected, stats = collected._replace(baseline=baseline, scale=scale), stay(stats, carry.stats)
+        if one.enumerable and one.problem.length == 1 and minibatch == prompts:
+            table, weight, norm = self.table(carry, contexts)
+            carry = carry._replace(norm=norm)
+        kept, collect = (carry.collected, carry.stats), lambda: self.collect(carry, table, weight, contexts, step)
+        if plan.collects == "always":
+            collected, stats = collect()
+        elif plan.collects == "once":
+            collected, stats = kept
         else:
-            collected, stats = jax.lax.cond(fresh, collect, lambda: (old, carry.stats))
+            collected, stats = jax.lax.cond(step % plan.period == 0, collect, lambda: kept)
 
-        def observe(loop: Loop, carry: Carry, table: Array | None, contexts: Array) -> tuple[Carry, dict[str, Array]]:
-            new, state = loop.learn(carry, table, contexts, step, step < self.steps, plan.freeze)
+        def observe(
+            loop: Loop, carry: Carry, collected: Collected, table: Array | None, weight: Array | None, contexts: Array
+        ) -> tuple[Carry, dict[str, Array]]:
+            new, state = loop.learn(carry, collected, table, weight, contexts, step, step < self.steps, plan.freeze)
             with naming(f"probe {getattr(self.probe, '__name__', '')} fails"):
                 seen = {name: jnp.asarray(x) for name, x in self.probe(loop.problem, state).items()}
             return new, seen
 
-        carry = carry._replace(collected=collected, stats=stats)
-        return over(observe)(loop, carry, shared, contexts)
+        carry = carry._replace(collected=None if plan.collects == "always" else collected, stats=stats)
+        return over(observe)(loop, carry, collected, table, weight, contexts)
 
 
 def begin(
@@ -670,6 +750,12 @@ def begin(
     loop = jax.vmap(make)(problem, method, key) if batched else make(problem, method, key)
     course = Course(loop, plan, steps, probe, every, batched)
     carry = course.over(Loop.start)(loop)
+    if plan.collects != "always":
+        start = jnp.asarray(0)
+        contexts = course.over(Loop.contexts, 1, 2)(loop, start, plan.period)
+        collected, stats = course.collect(carry, None, None, contexts, start)
+        # Collected every so often, the first step does it again.
+        carry = carry._replace(collected=collected, stats=stats if plan.collects == "once" else carry.stats)
     _, seen = jax.eval_shape(course.advance, carry, jnp.asarray(0))
     blank = jax.tree.map(lambda x: jnp.zeros((steps // every + 1, *x.shape), x.dtype), seen)
     return course, Progress(jnp.asarray(0), carry, blank)

@@ -48,7 +48,6 @@ from bandit_pft.probes import Probe, standard_probe
 from bandit_pft.problems import Problem
 from bandit_pft.simulate import (
     OnNonfinite,
-    Plan,
     Progress,
     begin_jit,
     check_probe,
@@ -241,10 +240,11 @@ def _tiles(
     groups: dict[Any, list[Row]] = {}
     for p, m, *point in itertools.product(*(range(n) for n in shape[:-1])):
         method = dataclasses.replace(methods[m], name="-", **_at(methods[m], axes, point))
+        its = plan(problems[p], method)
         key = (
             jax.tree.structure((plain_problems[p], method)),
             tuple(x.shape for x in jax.tree.leaves(plain_problems[p])),
-            tuple(map(int, plan(problems[p], method))),
+            (int(its.period), its.collects, its.regime),
         )
         rows = [Row((p, m, *point, s), plain_problems[p], method, seed) for s, seed in enumerate(seeds)]
         groups.setdefault(key, []).extend(rows)
@@ -257,15 +257,14 @@ def _tiles(
         check_run(problem, method, settings["steps"], settings["every"], on_nonfinite)
         params = jax.tree.leaves(jax.eval_shape(rows[0].method.policy.init, one_key, rows[0].problem))
         size = sum(x.size for x in params)
-        width = tile or (32 if size <= 4096 else max(1, min(8, 65536 // size)))
+        width = tile or (32 if size <= 4096 else max(1, min(8, 204_800 // size)))
         at_point = [f"{axis}={values[i]!r}" for (axis, values), i in zip(axes.items(), point, strict=True)]
         program = "/".join([problem.name, method.name, *at_point])
         more = [Tile(tuple(rows[i : i + width]), width, on_nonfinite, program) for i in range(0, len(rows), width)]
         tiles += more
         stacked = jax.tree.map(partial(_stacked, width), (rows[0].problem, rows[0].method))
-        keys, whole = jax.ShapeDtypeStruct((width,), one_key.dtype), jax.ShapeDtypeStruct((), np.int32)
-        flag = jax.ShapeDtypeStruct((), np.bool_)
-        _, begun = begin_jit.eval_shape(*stacked, keys, Plan(whole, whole, flag), **settings)
+        keys = jax.ShapeDtypeStruct((width,), one_key.dtype)
+        _, begun = begin_jit.eval_shape(*stacked, keys, plan(problem, rows[0].method), **settings)
         guard(begun.record, len(tiles), problem, method)
         room += len(more) * sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(begun))
         for name, x in begun.record.items():
