@@ -58,7 +58,7 @@ def sample_from_mass(uniform: Float[Array, "levels n"], mass: Float[Array, " A"]
     if uniform.shape[0] == 1:
         return _invert(mass, uniform[0])
     blocks = jnp.pad(mass, (0, -mass.shape[0] % BLOCK)).reshape(-1, BLOCK)
-    block = sample_from_mass(uniform[1:], blocks.sum(-1))
+    block = sample_from_mass(uniform[1:], total(blocks))
     inside = jax.vmap(lambda row, u: _invert(row, u[None])[0])(blocks[block], uniform[0])
     return block * BLOCK + inside
 

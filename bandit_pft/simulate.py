@@ -79,7 +79,7 @@ def simulate(
         steps: gradient steps; must be a multiple of `every`.
         probe: decides what is recorded; see `State`. Make it once: it is compared by identity.
         every: record every so many steps.
-        on_nonfinite: a run whose force is not finite stays where it is ("freeze"), goes on ("keep"), or raises
+        on_nonfinite: a run whose loss or force is not finite stays where it is ("freeze"), goes on ("keep"), or raises
             when it ends. Frozen and kept ones warn. Under jit and vmap nothing is told: look at `first_bad_step`.
 
     Returns:
@@ -573,8 +573,7 @@ class Loop(NamedTuple):
         rate = jnp.asarray(method.learning_rate, logp.dtype)
         if method.schedule is not None:
             rate = rate * method.schedule(step)
-        # Not the loss: where no one looks at it, as in most steps, it need not be computed.
-        healthy = jnp.isfinite(total(slope.sum(-1)).sum())
+        healthy = jnp.isfinite(total(slope.sum(-1)).sum() + loss)
         first_bad = jnp.where((carry.first_bad_step < 0) & ~healthy, step, carry.first_bad_step)
         keep = lambda new, old: jnp.where(live & ((first_bad < 0) | ~freeze), new, old)
         moved = jax.tree.map(lambda p, u: keep(p + rate.astype(p.dtype) * u, p), params, update)

@@ -10,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 from refusals import check_refusal
+from scipy import special
 
 from bandit_pft import (
     ADAM,
@@ -444,6 +445,20 @@ def test_normalisers_found_near_the_last_ones_give_the_same_runs(name, options, 
 def test_a_step_so_long_that_the_last_normaliser_is_of_no_use_is_taken_right():
     """Logits rise by some thousand at once: exponentials near the old normaliser are infinite."""
     problem = bandit(jnp.asarray([np.linspace(0, 1, 3000)]), jnp.zeros((1, 3000)))
-    record = simulate(problem, Method("reinforce", data="exact", learning_rate=1e7), 0, steps=3).record
+    method = Method("reinforce", data="exact", learning_rate=1e7)
+    record, _, first_bad_step = jax.jit(lambda key: simulate(problem, method, key, steps=3))(jax.random.key(0))
+    assert first_bad_step == -1
     np.testing.assert_allclose(record["expected_reward"][1:], 1.0, atol=1e-3)
     assert np.isfinite(record["kl"]).all()
+
+
+def test_a_normaliser_is_that_of_its_step():
+    """It is what the next step starts from; one left behind would be found anew, by way of the maximum, ever after."""
+    method = Method("reinforce", data="exact", learning_rate=1e4)
+    seen = lambda problem, state: {"params": state.params}
+    arguments = long_problem(), method, jax.random.key(0), simulating.plan(long_problem(), method)
+    course, progress = simulating.begin_jit(*arguments, steps=5, every=1, probe=seen)
+    after = simulating.proceed_jit(course, progress, 5)
+    logits = np.asarray(course.loop.ref, np.float64) + np.asarray(after.record["params"][4], np.float64)
+    assert abs(special.logsumexp(logits, axis=1)).min() > 0.1
+    np.testing.assert_allclose(after.carry.norm, special.logsumexp(logits, axis=1), rtol=1e-5)
