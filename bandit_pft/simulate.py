@@ -752,9 +752,14 @@ def begin(
     if plan.collects != "always":
         start = jnp.asarray(0)
         contexts = course.over(Loop.contexts, 1, 2)(loop, start, plan.period)
-        collected, stats = course.collect(carry, None, None, contexts, start)
-        # Collected every so often, the first step does it again.
-        carry = carry._replace(collected=collected, stats=stats if plan.collects == "once" else carry.stats)
+        first = lambda: course.collect(carry, None, None, contexts, start)
+        if plan.collects == "once":
+            collected, stats = first()
+        else:
+            # The first step collects.
+            blank = jax.eval_shape(first)[0]
+            collected, stats = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), blank), carry.stats
+        carry = carry._replace(collected=collected, stats=stats)
     _, seen = jax.eval_shape(course.advance, carry, jnp.asarray(0))
     blank = jax.tree.map(lambda x: jnp.zeros((steps // every + 1, *x.shape), x.dtype), seen)
     return course, Progress(jnp.asarray(0), carry, blank)
