@@ -140,7 +140,9 @@ class Group(NamedTuple):
     # --- baselines -------------------------------------------------------------------------------------------------
     def group_advantage(self) -> Float[Array, " N"]:
         """Reward minus the mean of the group's rewards, the response's own included."""
-        return self.reward - self.expect(self.reward)
+        centred = self.reward - self.expect(self.reward)
+        # The mean's rounding would be a force on all alike, and a large one where a small deviation divides it.
+        return centred - self.expect(centred)
 
     def leave_one_out_advantage(self) -> Float[Array, " N"]:
         """Reward minus the mean of the *other* rewards: n / (n - 1) times the group advantage."""

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int, Key
 from bandit_pft.errors import check_integer, check_key, check_memory
 
 LONG = 2048  # Actions from which on a pass over all of them counts for more than starting it.
+SPARSE = 1 << 15  # Actions from which on a step on a few of them is faster than a pass over all.
 BLOCK = 1024  # One float32 cumulative sum stays exact enough up to here; beyond, every level gets a fresh uniform.
 
 
@@ -55,12 +56,40 @@ def sample_from_uniform(uniform: Float[Array, "levels n"], logp: Float[Array, " 
 
 def sample_from_mass(uniform: Float[Array, "levels n"], mass: Float[Array, " A"]) -> Int[Array, " n"]:
     """The same for probabilities, up to a factor."""
-    if uniform.shape[0] == 1:
-        return _invert(mass, uniform[0])
+    return sample_from_tree(uniform, mass_tree(mass))
+
+
+def mass_tree(mass: Float[Array, " A"]) -> tuple[Float[Array, ...], ...]:
+    """Masses in blocks of `BLOCK`, the blocks' sums in blocks, and so on; the last level is a plain row."""
+    if levels(mass.shape[0]) == 1:
+        return (mass,)
     blocks = jnp.pad(mass, (0, -mass.shape[0] % BLOCK)).reshape(-1, BLOCK)
-    block = sample_from_mass(uniform[1:], total(blocks))
-    inside = jax.vmap(lambda row, u: _invert(row, u[None])[0])(blocks[block], uniform[0])
+    return blocks, *mass_tree(total(blocks))
+
+
+def sample_from_tree(uniform: Float[Array, "levels n"], tree: tuple[Float[Array, ...], ...]) -> Int[Array, " n"]:
+    """`sample_from_uniform` where the sums are known."""
+    leaves, *above = tree
+    if not above:
+        return _invert(leaves, uniform[0])
+    block = sample_from_tree(uniform[1:], tuple(above))
+    inside = jax.vmap(lambda row, u: _invert(row, u[None])[0])(leaves[block], uniform[0])
     return block * BLOCK + inside
+
+
+def replace_in_tree(
+    tree: tuple[Float[Array, ...], ...], action: Int[Array, " n"], mass: Float[Array, " n"]
+) -> tuple[Float[Array, ...], ...]:
+    """The tree after these actions' masses became these; an action listed twice has the same mass twice.
+
+    Sums of the blocks concerned are taken anew, so that no rounding piles up however often this is done.
+    """
+    leaves, *above = tree
+    if not above:
+        return (leaves.at[action].set(mass),)
+    block = action // BLOCK
+    leaves = leaves.at[block, action % BLOCK].set(mass)
+    return leaves, *replace_in_tree(tuple(above), block, total(leaves[block]))
 
 
 def _invert(mass: Array, uniform: Array) -> Array:

@@ -259,7 +259,7 @@ class Problem:
         if self.reward_fn is not None:
             features = self.at(self.features, context)
             return jax.vmap(self.reward_fn, (None, 0, 0))(features, response, mask).astype(bonus.dtype) + bonus
-        each = self.at(self.token_reward, context)[jnp.arange(self.length), response]
+        each = self.at(self.token_reward, context, jnp.arange(self.length), response)
         return jnp.where(mask, each, 0).sum(-1) + bonus
 
     def reward_table(self, context: Context) -> Float[Array, " A"]:
@@ -279,12 +279,12 @@ class Problem:
         best = jnp.where(jnp.isneginf(ref), -jnp.inf, reward).max(-1, keepdims=True)
         return log_softmax(ref + jnp.where(jnp.isneginf(ref), 0, reward - best) / beta)
 
-    def at(self, x: Array, context: Context) -> Array:
-        """x[context], refusing a context that does not exist."""
+    def at(self, x: Array, context: Context, *more: Array) -> Array:
+        """x[context, ...], refusing a context that does not exist."""
         if np.shape(context):
             raise ShapeError(f"context has shape {np.shape(context)}; it must be one number: vmap over several")
         _check_index("context", context, self.num_contexts, "contexts")
-        return x[context]
+        return x[(context, *more)]
 
 
 def log_softmax(logits: Float[Array, "*B A"]) -> Float[Array, "*B A"]:

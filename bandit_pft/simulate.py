@@ -35,16 +35,27 @@ from bandit_pft.errors import (
     shown,
 )
 from bandit_pft.groups import ExactGroup, Group, prepare
-from bandit_pft.kernels import LONG, levels, logsumexp, sample_from_mass, total
-from bandit_pft.methods import Method, batch_sizes
+from bandit_pft.kernels import (
+    LONG,
+    SPARSE,
+    levels,
+    logsumexp,
+    mass_tree,
+    replace_in_tree,
+    sample_from_mass,
+    sample_from_tree,
+    total,
+)
+from bandit_pft.methods import SGD, Method, batch_sizes
 from bandit_pft.objectives.core import batch_loss
-from bandit_pft.policies import softmax_table
+from bandit_pft.policies import softmax_table, tabular
 from bandit_pft.probes import Probe, State, standard_probe
 from bandit_pft.problems import Problem
 from bandit_pft.proxy import fit_proxy
 
 OnNonfinite = Literal["freeze", "raise", "keep"]
 
+BALANCED = 2.0**-18  # Forces whose sum is below this fraction of their sizes' sum cancel, up to their rounding.
 PREDRAW = 1 << 22  # Uniforms per run drawn before the loop, at most: one large hash beats many small ones.
 
 
@@ -262,6 +273,18 @@ class Collected(NamedTuple):
     weight: Float[Array, "B A"] | None = None
 
 
+class Masses(NamedTuple):
+    """The learner's probabilities as a tree of sums (see `mass_tree`), each context's up to a factor e^near."""
+
+    tree: tuple[Float[Array, "S ..."], ...]
+    near: Float[Array, " S"]
+
+    @property
+    def norm(self) -> Float[Array, " S"]:
+        """Logarithm of each context's normaliser."""
+        return self.near + jnp.log(total(self.tree[-1]))
+
+
 class Carry(NamedTuple):
     """What a gradient step changes.
 
@@ -386,6 +409,8 @@ class Loop(NamedTuple):
     def reference_log_prob(self, contexts: Array, response: Array) -> Float[Array, "M N T"]:
         if self.method.reference == "initial":
             return self.log_prob(self.params, contexts, response)
+        if self.ref is not None and self.problem.length == 1:
+            return self.ref[contexts[:, None], response[..., 0]][..., None]
         if self.by_table:
             return jnp.take_along_axis(self.reference_table(contexts), response[..., 0], -1)[..., None]
         return jax.vmap(self.problem.ref_log_prob)(contexts, response)
@@ -394,6 +419,12 @@ class Loop(NamedTuple):
         if self.method.reference == "initial":
             return self.log_prob(self.params, contexts, response)
         return jax.vmap(self.problem.data_log_prob)(contexts, response)
+
+    def listed_log_prob(self, params: Array, masses: Masses, action: Int[Array, "S N"]) -> Float[Array, "S N"]:
+        """Log-probability of some actions in every context, of a policy that is one number per action."""
+        assert self.ref is not None
+        read = lambda table: jnp.take_along_axis(table, action, -1)
+        return softmax_table(read(self.ref), read(params), masses.norm)
 
     # --- collection ------------------------------------------------------------------------------------------------
     def draw(self, step: Array) -> Draw:
@@ -413,12 +444,14 @@ class Loop(NamedTuple):
         return self.order[((step // period) * prompts + jnp.arange(prompts)) % self.problem.num_contexts]
 
     def collect(
-        self, params: PyTree, table: Array | None, weight: Array | None, contexts: Array, on_policy: Array, draw: Draw
-    ) -> Collected:
+        self, params: PyTree, table: Array | None, weight: Array | None, contexts: Array, on_policy: Array, draw: Draw,
+        masses: Masses | None = None,
+    ) -> Collected:  # fmt: skip
         """N responses to each context, from the table of the mixed policy, or from learner and data in turn.
 
         Args:
             weight: probabilities of the table, if they are known already.
+            masses: the learner's, instead of a table.
         """
         one = jnp.ones(())
         if self.exact:
@@ -428,7 +461,11 @@ class Loop(NamedTuple):
                 table = jnp.where(jnp.isneginf(self.reference_table(contexts)), -jnp.inf, table)
             old = table if self.problem.length == 1 else self.token_table(params, table, contexts, on_policy)
             return Collected(None, old, None, one, one, weight)
-        if self.by_table:
+        if masses is not None:
+            assert draw.uniform is not None
+            action = jax.vmap(sample_from_tree)(draw.uniform, masses.tree)
+            response, old = action[..., None], self.listed_log_prob(params, masses, action)[..., None]
+        elif self.by_table:
             assert table is not None
             assert draw.uniform is not None
             action = jax.vmap(sample_from_mass)(draw.uniform, jnp.exp(table) if weight is None else weight)
@@ -513,7 +550,7 @@ class Loop(NamedTuple):
         """What the learner is told: the proxy's reward where there is one."""
         if self.proxy is not None:
             return jnp.where(mask, self.proxy[response], 0).sum(-1)
-        if self.problem.length > 1 or not self.enumerable:
+        if self.problem.length > 1 or not self.enumerable or (self.lagged and not self.exact):
             return jax.vmap(self.problem.reward)(contexts, response, mask)
         table = self.per_context(self.problem.reward_table, contexts)
         return table if self.exact else jnp.take_along_axis(table, response[..., 0], -1)
@@ -526,12 +563,13 @@ class Loop(NamedTuple):
         return Carry(self.params, optimizer, None, jnp.zeros(3), jnp.asarray(-1), norm)
 
     def refresh(
-        self, params: PyTree, stats: Array, table: Array | None, weight: Array | None, contexts: Array, step: Array
-    ) -> tuple[Collected, Array]:
+        self, params: PyTree, stats: Array, table: Array | None, weight: Array | None, contexts: Array, step: Array,
+        masses: Masses | None = None,
+    ) -> tuple[Collected, Array]:  # fmt: skip
         """A new collection, with running statistics of the rewards up to and including it."""
         draw = self.draw(step) if self.draws is None else jax.tree.map(lambda x: x[step], self.draws)
         on_policy = jnp.asarray(self.method.on_policy, jnp.float32)
-        collected = self.collect(params, table, weight, contexts, on_policy, draw)
+        collected = self.collect(params, table, weight, contexts, on_policy, draw, masses)
         groups = self.groups(collected, contexts)
         moment = lambda x: total(groups.weight * x).mean()
         seen = jnp.stack([jnp.ones(()), moment(groups.reward), moment(groups.reward**2)])
@@ -541,6 +579,49 @@ class Loop(NamedTuple):
         # Below the rounding of the squares there is no signal to scale.
         scale = jnp.where(variance > 1e-6 * square, jnp.sqrt(jnp.maximum(variance, 1e-30)), 1.0)
         return collected._replace(baseline=baseline, scale=scale), stats
+
+    def judged(self, batch: Group, logp: Array) -> tuple[Group, Array, Array]:
+        """The batch with what couples its groups, its loss, and the loss's slope in each token's log-probability."""
+        # No group of a simulation is padding, so each has the same share.
+        batch = prepare(batch, logp)._replace(share=jnp.full(logp.shape[:1], 1 / logp.shape[0]))
+        objective, hyper = self.method.objective, self.method.hyper
+        return batch, *jax.value_and_grad(lambda x: batch_loss(objective, x, batch, **hyper))(logp)
+
+    def rate(self, step: Array) -> Float[Array, ""]:
+        """The learning rate of a step."""
+        rate = jnp.asarray(self.method.learning_rate, jnp.float32)
+        return rate if self.method.schedule is None else rate * self.method.schedule(step)
+
+    def learn_on_few(self, plan: Plan, carry: Carry, masses: Masses, step: Array) -> tuple[Carry, Masses, Array]:
+        """`learn`, with a new collection if it is time to, where only the responses in hand move.
+
+        Returns:
+            Everything after the step, and whether it was taken: not if forces do not cancel, nor if they are not
+            finite or the run is frozen, and then nothing is changed.
+        """
+        contexts = self.order
+        fresh = lambda: self.refresh(carry.params, carry.stats, None, None, contexts, step, masses)
+        kept = carry.collected, carry.stats
+        if plan.collects == "sometimes":
+            collected, stats = jax.lax.cond(step % plan.period == 0, fresh, lambda: kept)
+        else:
+            collected, stats = fresh() if plan.collects == "always" else kept
+        assert collected is not None
+        batch = self.groups(collected, contexts)
+        action = batch.response[..., 0]
+        logp = self.listed_log_prob(carry.params, masses, action)
+        _, loss, slope = self.judged(batch, logp[..., None])
+        slope = slope[..., 0]
+        cancel = (jnp.abs(total(slope)) <= BALANCED * total(jnp.abs(slope))).all()
+        taken = cancel & jnp.isfinite(loss) & ((carry.first_bad_step < 0) | ~plan.freeze)
+        keep = lambda new, old: jnp.where(taken, new, old)
+        read = lambda table: jnp.take_along_axis(table, action, -1)
+        params = jax.vmap(lambda p, a, x: p.at[a].add(x))(carry.params, action, keep(-self.rate(step) * slope, 0))
+        assert self.ref is not None
+        mass = jnp.exp(read(self.ref) + read(params) - masses.near[:, None])
+        masses = masses._replace(tree=jax.vmap(replace_in_tree)(masses.tree, action, mass))
+        collected = None if plan.collects == "always" else jax.tree.map(keep, collected, carry.collected)
+        return carry._replace(params=params, stats=keep(stats, carry.stats), collected=collected), masses, taken
 
     def learn(
         self, carry: Carry, collected: Collected, table: Array | None, weight: Array | None, contexts: Array,
@@ -566,13 +647,9 @@ class Loop(NamedTuple):
             read = lambda x: (x if self.exact else jnp.take_along_axis(x, batch.response[..., 0], -1))[..., None]
             logp, spread = jax.vjp(read, table)
             pull = lambda slope: (self.table_gradient(params, contexts, table, weight, spread(slope)[0]),)
-        # No group of a simulation is padding, so each has the same share.
-        batch = prepare(batch, logp)._replace(share=jnp.full((minibatch,), 1 / minibatch))
-        loss, slope = jax.value_and_grad(lambda x: batch_loss(method.objective, x, batch, **method.hyper))(logp)
+        batch, loss, slope = self.judged(batch, logp)
         update, optimizer = method.optimizer.update(pull(slope)[0], carry.optimizer, params)
-        rate = jnp.asarray(method.learning_rate, logp.dtype)
-        if method.schedule is not None:
-            rate = rate * method.schedule(step)
+        rate = self.rate(step)
         healthy = jnp.isfinite(total(slope.sum(-1)).sum() + loss)
         first_bad = jnp.where((carry.first_bad_step < 0) & ~healthy, step, carry.first_bad_step)
         keep = lambda new, old: jnp.where(live & ((first_bad < 0) | ~freeze), new, old)
@@ -633,6 +710,20 @@ def plan(problem: Problem, method: Method, on_nonfinite: OnNonfinite = "freeze")
         "always" if period == 1 else "once" if period == 2**30 else "sometimes",
         "own" if fraction >= 1 else "data" if fraction <= 0 else "mixture",
     )
+
+
+def steps_on_few(problem: Problem, method: Method, plan: Plan) -> bool:
+    """Whether gradient steps whose forces cancel are taken on the drawn responses alone.
+
+    The gradient in a table's logits is sum(force) pi - force: where forces sum to zero, plain gradient descent moves
+    the logits of the responses in hand and no others. Below `SPARSE` responses a pass over all of them is faster.
+    """
+    prompts, minibatch = batch_sizes(problem, method)
+    return (
+        method.data == "sampled" and method.policy is tabular and method.optimizer is SGD
+        and method.reference == "problem" and problem.length == 1 and problem.num_responses >= SPARSE
+        and minibatch == prompts == problem.num_contexts and (plan.regime == "own" or plan.collects == "once")
+    )  # fmt: skip
 
 
 class Progress(NamedTuple):
@@ -709,6 +800,44 @@ class Course:
             weight = None
         return over(Loop.refresh, 6)(loop, carry.params, carry.stats, source, weight, contexts, step)
 
+    def onwards(self, carry: Carry, step: Array, end: Any) -> Carry:
+        """Steps that are not recorded, from this one up to before `end`."""
+        alone = carry.first_bad_step.size == 1
+        one = jax.tree.map(lambda x: x[0], self.loop) if self.batched else self.loop
+        if alone and steps_on_few(one.problem, one.method, self.plan):
+            unpack, pack = (lambda x: x[0], lambda x: x[None]) if self.batched else (lambda x: x, lambda x: x)
+            single = Course(one, self.plan, self.steps, self.probe, self.every, batched=False)
+            step, carry = single.stretches(jax.tree.map(unpack, carry), step, end)
+            carry = jax.tree.map(pack, carry)
+        return jax.lax.fori_loop(step, end, lambda j, carry: self.advance(carry, j)[0], carry)
+
+    def stretches(self, carry: Carry, step: Array, end: Any) -> tuple[Array, Carry]:
+        """Steps on the drawn responses alone, as far as they go: the next step, and what is left."""
+        loop = self.loop
+
+        def near(masses: Masses) -> Array:
+            # Further away, masses overflow or too many of them are 0.
+            return (jnp.abs(masses.norm - masses.near) < 30).all()
+
+        def take(state: tuple[Array, Carry, Masses, Array]) -> tuple[Array, Carry, Masses, Array]:
+            step, carry, masses, _ = state
+            carry, masses, taken = loop.learn_on_few(self.plan, carry, masses, step)
+            return step + taken, carry, masses, taken
+
+        def stretch(state: tuple[Array, Carry, Array]) -> tuple[Array, Carry, Array]:
+            step, carry, _ = state
+            _, weight, norm = self.table(carry, loop.order)
+            assert weight is not None
+            assert norm is not None
+            masses = Masses(jax.vmap(mass_tree)(weight), norm)
+            more = lambda state: (state[0] < end) & state[3] & near(state[2])
+            step, carry, masses, taken = jax.lax.while_loop(more, take, take((step, carry, masses, jnp.asarray(True))))
+            return step, carry._replace(norm=masses.norm), taken
+
+        more = lambda state: (state[0] < end) & state[2]
+        step, carry, _ = jax.lax.while_loop(more, stretch, (jnp.asarray(step), carry, jnp.asarray(True)))
+        return step, carry
+
     def advance(self, carry: Carry, step: Array) -> tuple[Carry, dict[str, Array]]:
         """Collect if it is time to, note what the probe sees, and take one gradient step."""
         loop, plan, over = self.loop, self.plan, self.over
@@ -773,7 +902,7 @@ def proceed(course: Course, progress: Progress, until: Any) -> Progress:
         carry, seen = course.advance(progress.carry, step)
         if course.every > 1:
             end = jnp.minimum(step + course.every, course.steps)
-            carry = jax.lax.fori_loop(step + 1, end, lambda j, c: course.advance(c, j)[0], carry)
+            carry = course.onwards(carry, step + 1, end)
         record = jax.tree.map(lambda rows, x: rows.at[i].set(x), progress.record, seen)
         return Progress(i + 1, carry, record)
 

@@ -60,6 +60,7 @@ from bandit_pft.simulate import (
     proceed_jit,
     report,
     seed_keys,
+    steps_on_few,
 )
 from bandit_pft.store import Store, Worker
 
@@ -257,7 +258,8 @@ def _tiles(
         check_run(problem, method, settings["steps"], settings["every"], on_nonfinite)
         params = jax.tree.leaves(jax.eval_shape(rows[0].method.policy.init, one_key, rows[0].problem))
         size = sum(x.size for x in params)
-        width = tile or (32 if size <= 4096 else max(1, min(8, 204_800 // size)))
+        alone = settings["every"] > 1 and steps_on_few(problem, method, plan(problem, method))
+        width = tile or (1 if alone else 32 if size <= 4096 else max(1, min(8, 204_800 // size)))
         at_point = [f"{axis}={values[i]!r}" for (axis, values), i in zip(axes.items(), point, strict=True)]
         program = "/".join([problem.name, method.name, *at_point])
         more = [Tile(tuple(rows[i : i + width]), width, on_nonfinite, program) for i in range(0, len(rows), width)]

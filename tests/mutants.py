@@ -64,6 +64,8 @@ NASH = "test_exact.py::test_nash_md_pulls_by_the_win_rate_against_the_geometric_
 SCIPY = "test_metrics.py::test_kl_and_entropy_are_scipys"
 EXACT_METRICS = "test_gaps.py::test_exact_metrics_are_means_over_contexts_of_what_numpy_sums"
 MIXED = "test_gaps.py::test_mixed_sequences_come_from_either_source_and_know_its_probability"
+FEW = "test_simulate.py::test_steps_on_the_drawn_responses_alone_are_those_on_the_whole_table"
+FAR = "test_simulate.py::test_steps_on_few_find_their_way_where_the_normaliser_has_moved_far"
 KEYS = "test_simulate.py::test_offline_data_stay_and_on_policy_data_change_at_every_step"
 FORCES = "test_gaps.py::test_a_probe_sees_forces_that_point_up_where_a_response_is_pulled"
 MASKED = "test_groups.py::test_masked_tokens_may_hold_anything"
@@ -306,6 +308,11 @@ ROWS: dict[str, list[tuple[str, str, str, str]]] = {
          "test_simulate.py::test_a_step_so_long_that_the_last_normaliser_is_of_no_use_is_taken_right"),
         ("carry.norm, contexts, norm)", "carry.norm, contexts, near)", "the last normaliser is never renewed",
          "test_simulate.py::test_a_normaliser_is_that_of_its_step"),
+        ("cancel = (jnp.abs(total(slope)) <= BALANCED * total(jnp.abs(slope))).all()", "cancel = True",
+         "forces that do not cancel are taken to", FEW),
+        ("more = lambda state: (state[0] < end) & state[3] & near(state[2])",
+         "more = lambda state: (state[0] < end) & state[3]", "masses are never renewed", FAR),
+        ("keep(-self.rate(step) * slope, 0)", "-self.rate(step) * slope", "a step not taken moves the logits", FEW),
         ("here = jax.random.fold_in(self.step_key, step)", "here = jax.random.fold_in(self.step_key, 0)",
          "every collection has the same key", KEYS),
         ("jax.random.uniform(mix_key, (n, 1)) < on_policy", "jax.random.uniform(mix_key, (n, 1)) > on_policy",
@@ -322,7 +329,7 @@ ROWS: dict[str, list[tuple[str, str, str, str]]] = {
          "test_gaps.py::test_the_running_baseline_keeps_its_share_and_corrects_for_its_start"),
         ("(step % (prompts // minibatch)) * minibatch", "(step % (prompts // minibatch))", "minibatches overlap",
          "test_gaps.py::test_minibatches_are_the_parts_of_a_collection"),
-        ("jnp.full((minibatch,), 1 / minibatch)", "jnp.full((minibatch,), 1.0)", "gradients of contexts are added",
+        ("jnp.full(logp.shape[:1], 1 / logp.shape[0])", "jnp.ones(logp.shape[:1])", "gradients of contexts are added",
          "test_gaps.py::test_two_contexts_that_are_one_twice_teach_a_shared_table_what_one_does"),
         ("jnp.where(live & ((first_bad < 0) | ~freeze), new, old)", "jnp.where(live, new, old)",
          "a run that diverged goes on",

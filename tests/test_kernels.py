@@ -4,9 +4,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from frequencies import p_value
 from scipy import special, stats
 
-from bandit_pft.kernels import levels, logsumexp, sample_categorical, sample_from_uniform
+from bandit_pft.kernels import (
+    levels,
+    logsumexp,
+    mass_tree,
+    replace_in_tree,
+    sample_categorical,
+    sample_from_tree,
+    sample_from_uniform,
+)
 
 
 def log_probs(count: int, seed: int = 0) -> np.ndarray:
@@ -105,3 +114,30 @@ def test_the_logarithm_of_a_sum_survives_huge_logits_and_rows_without_any_mass()
     np.testing.assert_allclose(logsumexp(jnp.asarray(x)), np.logaddexp.reduce(x.astype(float), -1), rtol=1e-6)
     slope = jax.grad(lambda x: logsumexp(x).sum())(jnp.asarray(x[:3]))
     np.testing.assert_allclose(slope, special.softmax(x[:3].astype(float), -1), atol=1e-6)
+
+
+@pytest.mark.parametrize("count", [2000, 5000, 3_000_000])
+def test_a_tree_whose_masses_were_replaced_is_the_tree_of_the_new_masses(count):
+    """To the last bit, however often: what an action's old mass was does not matter."""
+    rng = np.random.default_rng(0)
+    mass = rng.random(count).astype(np.float32)
+    tree = mass_tree(jnp.asarray(mass))
+    assert len(tree) == levels(count)
+    replace = jax.jit(replace_in_tree)
+    for _ in range(20):
+        action = rng.integers(count, size=16)
+        action[1] = action[0]
+        mass[action] = np.float32(10.0 ** rng.uniform(-8, 8, 16))
+        tree = replace(tree, jnp.asarray(action), jnp.asarray(mass[action]))
+    for found, wanted in zip(tree, mass_tree(jnp.asarray(mass)), strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-6)
+
+
+def test_draws_follow_masses_that_were_replaced():
+    logp, n = log_probs(5000), 400_000
+    rng = np.random.default_rng(1)
+    tree, mass = mass_tree(jnp.ones(5000)), np.exp(logp)
+    for action in np.split(rng.permutation(5000), 50):
+        tree = replace_in_tree(tree, jnp.asarray(action), jnp.asarray(mass[action]))
+    uniform = jax.random.uniform(jax.random.key(3), (levels(5000), n))
+    assert p_value(jax.jit(sample_from_tree)(uniform, tree), logp) > 1e-4

@@ -1,6 +1,7 @@
 """The loop does what Algorithm 1 says; its exact dynamics are those of a plain NumPy loop."""
 
 import importlib
+import json
 import math
 from dataclasses import replace
 
@@ -14,6 +15,7 @@ from scipy import special
 
 from bandit_pft import (
     ADAM,
+    SGD,
     Method,
     bandit,
     context_network,
@@ -25,6 +27,8 @@ from bandit_pft import (
     peaks,
     sequences,
     simulate,
+    sweep,
+    tabular_shared,
     transformer,
 )
 from bandit_pft.errors import ConfigError, DomainError, NumericsError, ResourceError, ShapeError
@@ -462,3 +466,117 @@ def test_a_normaliser_is_that_of_its_step():
     logits = np.asarray(course.loop.ref, np.float64) + np.asarray(after.record["params"][4], np.float64)
     assert abs(special.logsumexp(logits, axis=1)).min() > 0.1
     np.testing.assert_allclose(after.carry.norm, special.logsumexp(logits, axis=1), rtol=1e-5)
+
+
+# --- steps on the drawn responses alone --------------------------------------------------------------------------
+WIDE = 40_000
+
+
+def wide_problem(forbidden=False):
+    rng = np.random.default_rng(1)
+    logits = 2 * rng.standard_normal((2, WIDE))
+    if forbidden:
+        logits[:, ::3] = -np.inf
+    return bandit(jnp.asarray(rng.random((2, WIDE))), jnp.asarray(logits), features=jnp.zeros((2, 1)))
+
+
+def drawn_probe(problem, state):
+    return {"response": state.groups.response, "log_prob": state.log_probs}
+
+
+def on_few_and_on_all(problem, method, monkeypatch, **settings):
+    """The same run with and without steps on few, and how many of the steps after the first one were on few."""
+    course, progress = simulating.begin_jit(
+        problem, method, jax.random.key(0), simulating.plan(problem, method), every=settings["steps"],
+        probe=drawn_probe, **settings,
+    )  # fmt: skip
+    taken = jax.jit(lambda course, carry: course.stretches(carry, jnp.asarray(0), course.steps)[0])
+    count = int(taken(course, progress.carry)) if method.optimizer is SGD else 0
+    go = lambda: simulate(problem, method, 0, every=settings["steps"], probe=drawn_probe, **settings)
+    few = go()
+    jax.clear_caches()
+    monkeypatch.setattr(simulating, "SPARSE", 10**9)
+    everything = go()
+    monkeypatch.undo()
+    jax.clear_caches()
+    return few, everything, count
+
+
+@pytest.mark.parametrize("forbidden", [False, True])
+@pytest.mark.parametrize(("name", "options", "cancel"), [
+    ("grpo", {}, True),
+    ("rloo", {"schedule": optax.linear_schedule(1.0, 0.0, 60)}, True),
+    ("dpo", {"label_noise": 0.1}, True),
+    ("ipo", {"learning_rate": 0.5, "reuse": 4}, True),
+    ("dpo", {"on_policy": 0.0}, True),
+    ("reinforce", {}, False),
+    ("kto", {}, False),
+])  # fmt: skip
+def test_steps_on_the_drawn_responses_alone_are_those_on_the_whole_table(name, options, cancel, forbidden, monkeypatch):
+    """Where forces cancel; where they do not, no such step is taken."""
+    method = Method(name, **{"learning_rate": 20.0, "num_responses": 16, **options})
+    few, everything, count = on_few_and_on_all(wide_problem(forbidden), method, monkeypatch, steps=60)
+    assert count == (60 if cancel else 0)
+    np.testing.assert_array_equal(few.record["response"], everything.record["response"])
+    moved = np.abs(np.asarray(everything.params)).max()
+    assert moved > 1
+    np.testing.assert_allclose(few.params, everything.params, rtol=1e-4, atol=1e-5 * moved)
+    np.testing.assert_allclose(few.record["log_prob"], everything.record["log_prob"], rtol=1e-4, atol=1e-4)
+    if forbidden:
+        assert not np.asarray(few.params)[:, ::3].any()
+        assert np.isneginf(few.record["log_prob"][..., ::3]).all()
+
+
+def test_steps_on_few_find_their_way_where_the_normaliser_has_moved_far(monkeypatch):
+    """A rate at which the winners' logits rise by hundreds: masses near the old normaliser are infinite."""
+    method = Method("rloo", learning_rate=30000.0, num_responses=16)
+    few, everything, count = on_few_and_on_all(wide_problem(), method, monkeypatch, steps=20)
+    assert count == 20
+    assert np.asarray(few.params).max() > 100
+    assert np.isfinite(few.params).all()
+    np.testing.assert_array_equal(few.record["response"], everything.record["response"])
+    np.testing.assert_allclose(few.params, everything.params, rtol=1e-4, atol=0.05)
+
+
+def test_a_run_on_few_that_diverges_stops_at_the_same_step_as_one_on_all(monkeypatch):
+    @objective(family="reward")
+    def passing_gap_below_the_mean(logp, group):
+        """REINFORCE on centred rewards, whose loss is infinite once a drawn action has half of the mass.
+
+        L = -mean of (r - mean r) log pi, or infinity
+        """
+        total = group.total(logp)
+        gap = jnp.where(total.max() > jnp.log(0.5), jnp.inf, 0.0)
+        return -group.mean(group.group_advantage() * total) + gap
+
+    try:
+        method = Method("passing_gap_below_the_mean", learning_rate=300.0, num_responses=16)
+        with pytest.warns(UserWarning, match="diverged"):
+            few, everything, count = on_few_and_on_all(wide_problem(), method, monkeypatch, steps=60)
+        assert 0 < count == int(few.first_bad_step) == int(everything.first_bad_step) < 60
+        np.testing.assert_allclose(few.params, everything.params, rtol=1e-4, atol=1e-3)
+    finally:
+        del OBJECTIVES["passing_gap_below_the_mean"]
+
+
+@pytest.mark.parametrize("change", [
+    {"optimizer": ADAM}, {"policy": tabular_shared}, {"reference": "initial"}, {"on_policy": 0.5, "reuse": 1.0},
+    {"on_policy": 0.0, "reuse": 1.0}, {"data": "exact"}, {"prompts": 1},
+])  # fmt: skip
+def test_steps_on_few_are_for_tables_under_plain_gradient_descent_alone(change):
+    method, problem = Method("grpo", num_responses=16), wide_problem()
+    assert simulating.steps_on_few(problem, method, simulating.plan(problem, method))
+    other = replace(method, **change)
+    assert not simulating.steps_on_few(problem, other, simulating.plan(problem, other))
+
+
+def test_a_run_on_few_in_a_sweep_is_that_of_its_own():
+    """Its neighbours could send it over the whole table, so it has none."""
+    method = Method("grpo", learning_rate=20.0)
+    options = {"steps": 20, "every": 20}
+    alone = sweep(wide_problem(), method, seeds=[3], **options)
+    among = sweep(wide_problem(), method, seeds=range(5), **options)
+    np.testing.assert_array_equal(alone.expected_reward.sel(seed=3), among.expected_reward.sel(seed=3))
+    assert json.loads(among.attrs["configuration"])["tile"] == [1]
+    np.testing.assert_allclose(simulate(wide_problem(), method, 3, **options).record["expected_reward"],
+                               alone.expected_reward.sel(seed=3).squeeze(), rtol=1e-5)  # fmt: skip
