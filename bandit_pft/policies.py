@@ -53,11 +53,16 @@ class Policy(NamedTuple):
 
 
 def softmax_table(
-    ref: Float[Array, "*B A"], lead: Float[Array, "*B A"], norm: Float[Array, "*B"]
+    ref: Float[Array, "*B A"], lead: Float[Array, "*B A"], norm: Float[Array, "*B"], masked: bool = True
 ) -> Float[Array, "*B A"]:
-    """ref + lead - norm, with norm = logsumexp(ref + lead); what the reference forbids stays forbidden."""
+    """ref + lead - norm, with norm = logsumexp(ref + lead); what the reference forbids stays forbidden.
+
+    Args:
+        masked: False where the reference is known to forbid nothing.
+    """
     # The lead is normalised before it is added: next to a log-probability of -70 it would lose its last digits.
-    return jnp.where(jnp.isneginf(ref), -jnp.inf, ref + (lead - norm[..., None]))
+    table = ref + (lead - norm[..., None])
+    return jnp.where(jnp.isneginf(ref), -jnp.inf, table) if masked else table
 
 
 # --- one number per response -----------------------------------------------------------------------------------------

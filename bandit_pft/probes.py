@@ -28,7 +28,8 @@ class State(NamedTuple):
         log_probs: [S, A], nats; None where responses cannot be enumerated.
         ref_log_probs: [S, A], of the reference that the learner is held to; None likewise.
         rewards: [S, A], the true ones; None likewise.
-        groups: the minibatch, leaves [M, ...]. force, logp: [M, N, T]. loss: its loss.
+        groups: the minibatch, leaves [M, ...]; `baseline` and `scale` are 0 and 1 where the objective does not read
+            them. force, logp: [M, N, T]. loss: its loss.
         key: for probes that sample.
         policy, ref_params: the policy, and the parameters of the reference where `reference="initial"`.
     """

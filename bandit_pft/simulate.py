@@ -47,7 +47,7 @@ from bandit_pft.kernels import (
     total,
 )
 from bandit_pft.methods import SGD, Method, batch_sizes
-from bandit_pft.objectives.core import batch_loss
+from bandit_pft.objectives.core import batch_loss, reads_running
 from bandit_pft.policies import softmax_table, tabular
 from bandit_pft.probes import Probe, State, standard_probe
 from bandit_pft.problems import Problem
@@ -288,15 +288,15 @@ class Masses(NamedTuple):
 class Carry(NamedTuple):
     """What a gradient step changes.
 
-    `collected` is None where every step collects anew. `stats` are decayed sums of 1, the reward and its square. `norm`
-    is the logarithm of each long table's normaliser at the last step, near which the next one is found without a pass
-    for the maximum.
+    `collected` is None where every step collects anew. `stats` are decayed sums of 1, the reward and its square, None
+    for an objective that does not read them. `norm` is the logarithm of each long table's normaliser at the last step,
+    near which the next one is found without a pass for the maximum.
     """
 
     params: PyTree
     optimizer: PyTree
     collected: Collected | None
-    stats: Float[Array, " moments"]
+    stats: Float[Array, " moments"] | None
     first_bad_step: Array
     norm: Float[Array, " S"] | None
 
@@ -305,7 +305,8 @@ class Loop(NamedTuple):
     """One run before its first step: everything that gradient steps read and do not change.
 
     `params` are the initial ones, `proxy` the fitted reward per token or None, `draws` the randomness of all steps
-    where that is small enough to be drawn at once, `ref` [S, A] the problem's reference where the policy is a softmax.
+    where that is small enough to be drawn at once, `ref` [S, A] the problem's reference where the policy is a softmax,
+    `allowed` [S, A] what it does not forbid, None where that is everything.
     """
 
     problem: Problem
@@ -316,16 +317,18 @@ class Loop(NamedTuple):
     draws: Draw | None
     step_key: Array
     ref: Array | None
+    allowed: Array | None
 
     @classmethod
-    def make(cls, problem: Problem, method: Method, key: Key[Array, ""], steps: int) -> Loop:
+    def make(cls, problem: Problem, method: Method, key: Key[Array, ""], steps: int, forbids: bool) -> Loop:
         """Initialise the policy, fit the proxy to the data an offline learner would see, draw what can be drawn."""
         init_key, order_key, proxy_key, step_key = jax.random.split(key, 4)
         contexts = jnp.arange(problem.num_contexts)
         prompts, _ = batch_sizes(problem, method)
         order = contexts if prompts == contexts.size else jax.random.permutation(order_key, contexts.size)
         ref = None if method.policy.lead is None else jax.vmap(problem.ref_table)(contexts)
-        loop = cls(problem, method, method.policy.init(init_key, problem), order, None, None, step_key, ref)
+        allowed = None if ref is None or not forbids else ~jnp.isneginf(ref)
+        loop = cls(problem, method, method.policy.init(init_key, problem), order, None, None, step_key, ref, allowed)
         if method.proxy is not None:
             chosen = order[:prompts]
             table = loop.data_table(chosen) if loop.enumerable else None
@@ -362,6 +365,11 @@ class Loop(NamedTuple):
         prompts, minibatch = batch_sizes(self.problem, self.method)
         return self.ref is not None and self.problem.length == 1 and minibatch == prompts and self.ref.shape[-1] > LONG
 
+    @property
+    def masked(self) -> bool:
+        """Whether some response may be forbidden."""
+        return self.ref is None or self.allowed is not None
+
     def lead(self, params: PyTree, contexts: Array) -> Float[Array, "M A"]:
         lead = self.method.policy.lead
         assert lead is not None
@@ -377,7 +385,7 @@ class Loop(NamedTuple):
     def learner_table(self, params: PyTree, contexts: Array, norm: Array | None = None) -> Float[Array, "M A"]:
         if self.ref is not None:
             norm = logsumexp(self.logits(params, contexts)) if norm is None else norm
-            return softmax_table(self.own_ref(contexts), self.lead(params, contexts), norm)
+            return softmax_table(self.own_ref(contexts), self.lead(params, contexts), norm, masked=self.masked)
         table = self.method.policy.table
         assert table is not None
         return self.per_context(lambda c: table(params, self.problem, c), contexts)
@@ -424,7 +432,7 @@ class Loop(NamedTuple):
         """Log-probability of some actions in every context, of a policy that is one number per action."""
         assert self.ref is not None
         read = lambda table: jnp.take_along_axis(table, action, -1)
-        return softmax_table(read(self.ref), read(params), masses.norm)
+        return softmax_table(read(self.ref), read(params), masses.norm, masked=self.masked)
 
     # --- collection ------------------------------------------------------------------------------------------------
     def draw(self, step: Array) -> Draw:
@@ -453,14 +461,14 @@ class Loop(NamedTuple):
             weight: probabilities of the table, if they are known already.
             masses: the learner's, instead of a table.
         """
-        one = jnp.ones(())
+        zero, one = jnp.zeros(()), jnp.ones(())
         if self.exact:
             assert table is not None
-            if weight is None and self.problem.length == 1:
+            if weight is None and self.problem.length == 1 and self.masked:
                 # What the reference forbids is left out; a softmax learner, whose weights are known, cannot give it.
                 table = jnp.where(jnp.isneginf(self.reference_table(contexts)), -jnp.inf, table)
             old = table if self.problem.length == 1 else self.token_table(params, table, contexts, on_policy)
-            return Collected(None, old, None, one, one, weight)
+            return Collected(None, old, None, zero, one, weight)
         if masses is not None:
             assert draw.uniform is not None
             action = jax.vmap(sample_from_tree)(draw.uniform, masses.tree)
@@ -476,7 +484,7 @@ class Loop(NamedTuple):
             response = jnp.where(mine, own, data)
             old = jnp.where(mine, self.log_prob(params, contexts, response), self.data_log_prob(contexts, response))
         noise = None if self.method.label_noise is None else jax.random.gumbel(draw.noise, response.shape[:2])
-        return Collected(response, old, noise, one, one)
+        return Collected(response, old, noise, zero, one)
 
     def token_table(self, params: PyTree, table: Array, contexts: Array, on_policy: Array) -> Float[Array, "B A T"]:
         """Token log-probabilities of every response, whose totals are the table's.
@@ -508,12 +516,17 @@ class Loop(NamedTuple):
         """The batch that was collected, rewarded and scored; what `prepare` writes is neutral."""
         problem, method = self.problem, self.method
         if self.exact:
-            listed, mask = problem.responses()
             reference, single = self.reference_table(contexts), problem.length == 1
+            # As operations: a million constants would take long to compile.
+            everything = jnp.arange(problem.num_responses, dtype=jnp.int32)[:, None]
+            listed, mask = (everything, jnp.ones(everything.shape, bool)) if single else problem.responses()
             mixed = collected.old if single else jnp.where(mask, collected.old, 0).sum(-1)
             # Forbidden responses are masked; nan is not, or a diverged run would look like an empty one.
             if collected.weight is not None:
-                possible, weight = ~jnp.isneginf(reference), collected.weight
+                possible = jnp.ones(reference.shape, bool) if self.allowed is None else self.allowed[contexts]
+                weight = collected.weight
+            elif single and not self.masked:
+                possible, weight = jnp.ones(mixed.shape, bool), jnp.exp(mixed)
             elif single:
                 possible, weight = ~jnp.isneginf(mixed), jnp.exp(mixed)
             else:
@@ -560,16 +573,19 @@ class Loop(NamedTuple):
         """Before the first step, and before anything is collected."""
         norm = jnp.zeros(self.problem.num_contexts) if self.lagged else None
         optimizer = self.method.optimizer.init(self.params)
-        return Carry(self.params, optimizer, None, jnp.zeros(3), jnp.asarray(-1), norm)
+        stats = jnp.zeros(3) if reads_running(self.method.objective) else None
+        return Carry(self.params, optimizer, None, stats, jnp.asarray(-1), norm)
 
     def refresh(
-        self, params: PyTree, stats: Array, table: Array | None, weight: Array | None, contexts: Array, step: Array,
-        masses: Masses | None = None,
-    ) -> tuple[Collected, Array]:  # fmt: skip
+        self, params: PyTree, stats: Array | None, table: Array | None, weight: Array | None, contexts: Array,
+        step: Array, masses: Masses | None = None,
+    ) -> tuple[Collected, Array | None]:  # fmt: skip
         """A new collection, with running statistics of the rewards up to and including it."""
         draw = self.draw(step) if self.draws is None else jax.tree.map(lambda x: x[step], self.draws)
         on_policy = jnp.asarray(self.method.on_policy, jnp.float32)
         collected = self.collect(params, table, weight, contexts, on_policy, draw, masses)
+        if stats is None:
+            return collected, None
         groups = self.groups(collected, contexts)
         moment = lambda x: total(groups.weight * x).mean()
         seen = jnp.stack([jnp.ones(()), moment(groups.reward), moment(groups.reward**2)])
@@ -621,16 +637,18 @@ class Loop(NamedTuple):
         mass = jnp.exp(read(self.ref) + read(params) - masses.near[:, None])
         masses = masses._replace(tree=jax.vmap(replace_in_tree)(masses.tree, action, mass))
         collected = None if plan.collects == "always" else jax.tree.map(keep, collected, carry.collected)
-        return carry._replace(params=params, stats=keep(stats, carry.stats), collected=collected), masses, taken
+        stats = jax.tree.map(keep, stats, carry.stats)
+        return carry._replace(params=params, stats=stats, collected=collected), masses, taken
 
     def learn(
         self, carry: Carry, collected: Collected, table: Array | None, weight: Array | None, contexts: Array,
-        step: Array, live: Array, freeze: Array,
+        step: Array, live: Array, freeze: Array, seen: bool,
     ) -> tuple[Carry, State]:  # fmt: skip
         """One gradient step on the collection in hand, taken when live; and what a probe sees before it.
 
         Args:
             table, weight: [M, A] of the learner and its probabilities, if they are known already.
+            seen: whether a probe looks.
         """
         method, params = self.method, carry.params
         prompts, minibatch = batch_sizes(self.problem, method)
@@ -650,7 +668,9 @@ class Loop(NamedTuple):
         batch, loss, slope = self.judged(batch, logp)
         update, optimizer = method.optimizer.update(pull(slope)[0], carry.optimizer, params)
         rate = self.rate(step)
-        healthy = jnp.isfinite(total(slope.sum(-1)).sum() + loss)
+        # The loss over a long table takes more passes than the step itself: it is judged where it is recorded.
+        judged = loss if seen or not (self.exact and self.lagged) else 0
+        healthy = jnp.isfinite(total(slope.sum(-1)).sum() + judged)
         first_bad = jnp.where((carry.first_bad_step < 0) & ~healthy, step, carry.first_bad_step)
         keep = lambda new, old: jnp.where(live & ((first_bad < 0) | ~freeze), new, old)
         moved = jax.tree.map(lambda p, u: keep(p + rate.astype(p.dtype) * u, p), params, update)
@@ -681,7 +701,7 @@ def mixture(own: Array, data: Array, fraction: Array) -> Array:
     return jnp.where(fraction >= 1, own, jnp.where(fraction <= 0, data, both))
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=("period", "freeze"), meta_fields=("collects", "regime"))
+@partial(jax.tree_util.register_dataclass, data_fields=("period", "freeze"), meta_fields=("collects", "regime", "forbids"))
 @dataclass(frozen=True)
 class Plan:
     """What the runs of one program share; `collects` and `regime` decide what is in it.
@@ -691,12 +711,14 @@ class Plan:
         freeze: whether a run that turned non-finite stays as it was.
         collects: at every step, before the first one only, or every `period` steps.
         regime: where responses come from.
+        forbids: whether some response may be forbidden.
     """
 
     period: Any
     freeze: Any
     collects: Literal["always", "once", "sometimes"]
     regime: Literal["own", "data", "mixture"]
+    forbids: bool
 
 
 def plan(problem: Problem, method: Method, on_nonfinite: OnNonfinite = "freeze") -> Plan:
@@ -709,6 +731,7 @@ def plan(problem: Problem, method: Method, on_nonfinite: OnNonfinite = "freeze")
         np.bool_(on_nonfinite != "keep"),
         "always" if period == 1 else "once" if period == 2**30 else "sometimes",
         "own" if fraction >= 1 else "data" if fraction <= 0 else "mixture",
+        is_traced(problem.ref_logits) or bool(np.isneginf(problem.ref_logits).any()),
     )
 
 
@@ -765,20 +788,22 @@ class Course:
             return over(Loop.learner_table)(loop, params, contexts), None, None
         logits = lambda: over(Loop.logits)(loop, params, contexts)
 
-        def attempt(state: tuple[Array, ...]) -> tuple[Array, ...]:
-            tries, near, *_ = state
-            # Kept in memory: sums and products of it take less time than a second exponential.
+        def attempt(near: Array) -> tuple[Array, Array, Array, Array]:
             mass = jnp.exp(logits() - near[..., None])
             found = jnp.log(total(mass))
             # Further away, exponentials overflow or what is summed has lost its digits.
-            safe = jnp.abs(found) < 40
-            again = lambda: jnp.where(safe, near, logsumexp(logits()))
-            return tries + jnp.where(safe.all(), 2, 1), jax.lax.cond(safe.all(), lambda: near, again), mass, found
+            return near, mass, found, jnp.abs(found) < 40
 
-        near = over(lambda norm, contexts: norm[contexts])(carry.norm, contexts)
-        blank = jnp.zeros(jax.eval_shape(logits).shape, near.dtype)
-        state = jnp.asarray(0), near, blank, near
-        _, near, mass, found = jax.lax.while_loop(lambda state: state[0] < 2, attempt, state)
+        def again(state: tuple[Array, ...]) -> tuple[Array, ...]:
+            *_, safe = state
+            new = attempt(logsumexp(logits()))
+            keep = lambda old, new: jnp.where(safe.reshape(safe.shape + (1,) * (new.ndim - safe.ndim)), old, new)
+            # After a second attempt, nothing is left to try.
+            return *map(keep, state[:3], new[:3]), jnp.ones_like(safe)
+
+        # Kept in memory by the loop: sums and products of the masses take less time than a second exponential.
+        first = attempt(over(lambda norm, contexts: norm[contexts])(carry.norm, contexts))
+        near, mass, found, _ = jax.lax.while_loop(lambda state: ~state[3].all(), again, first)
         norm, weight = near + found, mass * jnp.exp(-found)[..., None]
         everywhere = over(lambda old, contexts, new: old.at[contexts].set(new))(carry.norm, contexts, norm)
         return over(Loop.learner_table)(loop, params, contexts, norm), weight, everywhere
@@ -809,7 +834,7 @@ class Course:
             single = Course(one, self.plan, self.steps, self.probe, self.every, batched=False)
             step, carry = single.stretches(jax.tree.map(unpack, carry), step, end)
             carry = jax.tree.map(pack, carry)
-        return jax.lax.fori_loop(step, end, lambda j, carry: self.advance(carry, j)[0], carry)
+        return jax.lax.fori_loop(step, end, lambda j, carry: self.advance(carry, j, seen=False)[0], carry)
 
     def stretches(self, carry: Carry, step: Array, end: Any) -> tuple[Array, Carry]:
         """Steps on the drawn responses alone, as far as they go: the next step, and what is left."""
@@ -838,7 +863,7 @@ class Course:
         step, carry, _ = jax.lax.while_loop(more, stretch, (jnp.asarray(step), carry, jnp.asarray(True)))
         return step, carry
 
-    def advance(self, carry: Carry, step: Array) -> tuple[Carry, dict[str, Array]]:
+    def advance(self, carry: Carry, step: Array, seen: bool = True) -> tuple[Carry, dict[str, Array]]:
         """Collect if it is time to, note what the probe sees, and take one gradient step."""
         loop, plan, over = self.loop, self.plan, self.over
         one = jax.tree.map(lambda x: x[0], loop) if self.batched else loop
@@ -860,10 +885,11 @@ class Course:
         def observe(
             loop: Loop, carry: Carry, collected: Collected, table: Array | None, weight: Array | None, contexts: Array
         ) -> tuple[Carry, dict[str, Array]]:
-            new, state = loop.learn(carry, collected, table, weight, contexts, step, step < self.steps, plan.freeze)
+            live = step < self.steps
+            new, state = loop.learn(carry, collected, table, weight, contexts, step, live, plan.freeze, seen)
             with naming(f"probe {getattr(self.probe, '__name__', '')} fails"):
-                seen = {name: jnp.asarray(x) for name, x in self.probe(loop.problem, state).items()}
-            return new, seen
+                noted = {name: jnp.asarray(x) for name, x in self.probe(loop.problem, state).items()}
+            return new, noted
 
         carry = carry._replace(collected=None if plan.collects == "always" else collected, stats=stats)
         return over(observe)(loop, carry, collected, table, weight, contexts)
@@ -874,7 +900,7 @@ def begin(
     batched: bool = False,
 ) -> tuple[Course, Progress]:  # fmt: skip
     """A run before its first step, with room for the record; many, where problem, method and key are stacked."""
-    make = partial(Loop.make, steps=steps)
+    make = partial(Loop.make, steps=steps, forbids=plan.forbids)
     loop = jax.vmap(make)(problem, method, key) if batched else make(problem, method, key)
     course = Course(loop, plan, steps, probe, every, batched)
     carry = course.over(Loop.start)(loop)

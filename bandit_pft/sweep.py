@@ -245,7 +245,7 @@ def _tiles(
         key = (
             jax.tree.structure((plain_problems[p], method)),
             tuple(x.shape for x in jax.tree.leaves(plain_problems[p])),
-            (int(its.period), its.collects, its.regime),
+            (int(its.period), its.collects, its.regime, its.forbids),
         )
         rows = [Row((p, m, *point, s), plain_problems[p], method, seed) for s, seed in enumerate(seeds)]
         groups.setdefault(key, []).extend(rows)

@@ -506,9 +506,9 @@ def on_few_and_on_all(problem, method, monkeypatch, **settings):
 @pytest.mark.parametrize(("name", "options", "cancel"), [
     ("grpo", {}, True),
     ("rloo", {"schedule": optax.linear_schedule(1.0, 0.0, 60)}, True),
-    ("dpo", {"label_noise": 0.1}, True),
+    ("dpo", {"learning_rate": 200.0, "label_noise": 0.1}, True),
     ("ipo", {"learning_rate": 0.5, "reuse": 4}, True),
-    ("dpo", {"on_policy": 0.0}, True),
+    ("dpo", {"learning_rate": 200.0, "on_policy": 0.0}, True),
     ("reinforce", {}, False),
     ("kto", {}, False),
 ])  # fmt: skip
