@@ -10,7 +10,6 @@ from jaxtyping import Array, Float, Int, Key
 
 from bandit_pft.errors import check_integer, check_key, check_memory
 
-LONG = 2048  # Actions from which on a pass over all of them counts for more than starting it.
 SPARSE = 1 << 15  # Actions from which on a step on a few of them is faster than a pass over all.
 BLOCK = 1024  # One float32 cumulative sum stays exact enough up to here; beyond, every level gets a fresh uniform.
 

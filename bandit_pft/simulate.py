@@ -36,7 +36,6 @@ from bandit_pft.errors import (
 )
 from bandit_pft.groups import ExactGroup, Group, prepare
 from bandit_pft.kernels import (
-    LONG,
     SPARSE,
     levels,
     logsumexp,
@@ -90,8 +89,9 @@ def simulate(
         steps: gradient steps; must be a multiple of `every`.
         probe: decides what is recorded; see `State`. Make it once: it is compared by identity.
         every: record every so many steps.
-        on_nonfinite: a run whose loss or force is not finite stays where it is ("freeze"), goes on ("keep"), or raises
-            when it ends. Frozen and kept ones warn. Under jit and vmap nothing is told: look at `first_bad_step`.
+        on_nonfinite: a run whose force is not finite, or whose loss is not where it is recorded, stays as it is
+            ("freeze"), goes on ("keep"), or raises when it ends. Frozen and kept ones warn. Under jit and vmap nothing
+            is told: look at `first_bad_step`.
 
     Returns:
         A `Result`; `record` holds steps / every + 1 rows.
@@ -346,6 +346,11 @@ class Loop(NamedTuple):
         return self.method.data == "exact"
 
     @property
+    def kind(self) -> type[Group]:
+        """What a collection becomes."""
+        return ExactGroup if self.exact else Group
+
+    @property
     def enumerable(self) -> bool:
         """Whether the policy's probability of every response can be had."""
         return self.problem.enumerable and self.method.policy.table is not None
@@ -363,7 +368,7 @@ class Loop(NamedTuple):
     def lagged(self) -> bool:
         """Whether normalisers are found near those of the last step."""
         prompts, minibatch = batch_sizes(self.problem, self.method)
-        return self.ref is not None and self.problem.length == 1 and minibatch == prompts and self.ref.shape[-1] > LONG
+        return self.ref is not None and self.problem.length == 1 and minibatch == prompts
 
     @property
     def masked(self) -> bool:
@@ -377,7 +382,8 @@ class Loop(NamedTuple):
 
     def own_ref(self, contexts: Array) -> Float[Array, "M A"]:
         assert self.ref is not None
-        return self.per_context(lambda c: self.ref[c], contexts)  # type: ignore[index]
+        # All contexts stand in order.
+        return self.ref if contexts.shape[0] == self.ref.shape[0] else self.ref[contexts]
 
     def logits(self, params: PyTree, contexts: Array) -> Float[Array, "M A"]:
         return self.own_ref(contexts) + self.lead(params, contexts)
@@ -552,7 +558,7 @@ class Loop(NamedTuple):
             score = reward if collected.noise is None else reward + temperature * collected.noise
         each = lambda x: jnp.broadcast_to(jnp.asarray(x, reward.dtype), contexts.shape)
         threshold = total(weight * score) if method.threshold is None else each(method.threshold)
-        return (ExactGroup if self.exact else Group)(
+        return self.kind(
             response=response, mask=mask, weight=weight, reward=reward, score=score, ref_logp=reference, old_logp=old,
             draws=each(method.num_responses), temperature=each(temperature), min_gap=each(method.min_gap),
             threshold=threshold, baseline=each(collected.baseline), scale=each(collected.scale), share=each(1),
@@ -573,7 +579,7 @@ class Loop(NamedTuple):
         """Before the first step, and before anything is collected."""
         norm = jnp.zeros(self.problem.num_contexts) if self.lagged else None
         optimizer = self.method.optimizer.init(self.params)
-        stats = jnp.zeros(3) if reads_running(self.method.objective) else None
+        stats = jnp.zeros(3) if reads_running(self.method.objective, self.kind) else None
         return Carry(self.params, optimizer, None, stats, jnp.asarray(-1), norm)
 
     def refresh(
@@ -626,10 +632,10 @@ class Loop(NamedTuple):
         batch = self.groups(collected, contexts)
         action = batch.response[..., 0]
         logp = self.listed_log_prob(carry.params, masses, action)
-        _, loss, slope = self.judged(batch, logp[..., None])
+        _, _, slope = self.judged(batch, logp[..., None])
         slope = slope[..., 0]
         cancel = (jnp.abs(total(slope)) <= BALANCED * total(jnp.abs(slope))).all()
-        taken = cancel & jnp.isfinite(loss) & ((carry.first_bad_step < 0) | ~plan.freeze)
+        taken = cancel & ((carry.first_bad_step < 0) | ~plan.freeze)
         keep = lambda new, old: jnp.where(taken, new, old)
         read = lambda table: jnp.take_along_axis(table, action, -1)
         params = jax.vmap(lambda p, a, x: p.at[a].add(x))(carry.params, action, keep(-self.rate(step) * slope, 0))
@@ -668,9 +674,8 @@ class Loop(NamedTuple):
         batch, loss, slope = self.judged(batch, logp)
         update, optimizer = method.optimizer.update(pull(slope)[0], carry.optimizer, params)
         rate = self.rate(step)
-        # The loss over a long table takes more passes than the step itself: it is judged where it is recorded.
-        judged = loss if seen or not (self.exact and self.lagged) else 0
-        healthy = jnp.isfinite(total(slope.sum(-1)).sum() + judged)
+        # The loss takes more time than the force: it is looked at where a probe may ask for it.
+        healthy = jnp.isfinite(total(slope.sum(-1)).sum() + (loss if seen else 0))
         first_bad = jnp.where((carry.first_bad_step < 0) & ~healthy, step, carry.first_bad_step)
         keep = lambda new, old: jnp.where(live & ((first_bad < 0) | ~freeze), new, old)
         moved = jax.tree.map(lambda p, u: keep(p + rate.astype(p.dtype) * u, p), params, update)
@@ -731,7 +736,7 @@ def plan(problem: Problem, method: Method, on_nonfinite: OnNonfinite = "freeze")
         np.bool_(on_nonfinite != "keep"),
         "always" if period == 1 else "once" if period == 2**30 else "sometimes",
         "own" if fraction >= 1 else "data" if fraction <= 0 else "mixture",
-        is_traced(problem.ref_logits) or bool(np.isneginf(problem.ref_logits).any()),
+        is_traced(problem.ref_logits) or bool(jnp.isneginf(problem.ref_logits).any()),
     )
 
 
@@ -786,31 +791,35 @@ class Course:
         over, loop, params = self.over, self.loop, carry.params
         if carry.norm is None:
             return over(Loop.learner_table)(loop, params, contexts), None, None
-        logits = lambda: over(Loop.logits)(loop, params, contexts)
+        logits = lambda params: over(Loop.logits)(loop, params, contexts)
 
-        def attempt(near: Array) -> tuple[Array, Array, Array, Array]:
-            mass = jnp.exp(logits() - near[..., None])
+        def attempt(params: PyTree, near: Array) -> tuple[Array, Array, Array, Array]:
+            mass = jnp.exp(logits(params) - near[..., None])
             found = jnp.log(total(mass))
             # Further away, exponentials overflow or what is summed has lost its digits.
             return near, mass, found, jnp.abs(found) < 40
 
         def again(state: tuple[Array, ...]) -> tuple[Array, ...]:
-            *_, safe = state
-            new = attempt(logsumexp(logits()))
+            # Depends on the state, or XLA would do this at every step, ahead of the loop.
+            here, safe = jax.lax.optimization_barrier((params, state[3]))
+            new = attempt(here, logsumexp(logits(here)))
             keep = lambda old, new: jnp.where(safe.reshape(safe.shape + (1,) * (new.ndim - safe.ndim)), old, new)
             # After a second attempt, nothing is left to try.
             return *map(keep, state[:3], new[:3]), jnp.ones_like(safe)
 
         # Kept in memory by the loop: sums and products of the masses take less time than a second exponential.
-        first = attempt(over(lambda norm, contexts: norm[contexts])(carry.norm, contexts))
+        all_of_them = contexts.shape[-1] == carry.norm.shape[-1]
+        pick = over(lambda norm, contexts: norm[contexts])
+        first = attempt(params, carry.norm if all_of_them else pick(carry.norm, contexts))
         near, mass, found, _ = jax.lax.while_loop(lambda state: ~state[3].all(), again, first)
         norm, weight = near + found, mass * jnp.exp(-found)[..., None]
-        everywhere = over(lambda old, contexts, new: old.at[contexts].set(new))(carry.norm, contexts, norm)
+        put = over(lambda old, contexts, new: old.at[contexts].set(new))
+        everywhere = norm if all_of_them else put(carry.norm, contexts, norm)
         return over(Loop.learner_table)(loop, params, contexts, norm), weight, everywhere
 
     def collect(
         self, carry: Carry, table: Array | None, weight: Array | None, contexts: Array, step: Array
-    ) -> tuple[Collected, Array]:
+    ) -> tuple[Collected, Array | None]:
         """A new collection; table and weight are the learner's, if they are known already."""
         loop, over = self.loop, self.over
         one = jax.tree.map(lambda x: x[0], loop) if self.batched else loop

@@ -17,8 +17,8 @@ import pytest
 from bandit_pft.errors import ConfigError, ShapeError
 from bandit_pft.groups import ExactGroup, Group, prepare
 from bandit_pft.objectives import OBJECTIVES, as_objective, batch_loss, force, get_objective, objective, with_kl
-from bandit_pft.objectives.core import safe_exp
-from bandit_pft.objectives.numerics import log1mexp, q_log, z_score
+from bandit_pft.objectives.core import reads_running, safe_exp
+from bandit_pft.objectives.numerics import log1mexp, log_sigmoid, q_log, z_score
 
 B, N, T = 3, 4, 3
 BASELINE, SCALE, THRESHOLD = 0.2, 1.5, 0.1
@@ -328,6 +328,27 @@ def test_discopop_pushes_the_winner_at_the_reference_as_its_docstring_warns() ->
 
 
 # --- numbers that are hard to keep -----------------------------------------------------------------------------------
+def test_the_slope_of_log_sigmoid_keeps_its_digits_far_from_0() -> None:
+    """1 / (1 + e^x), where e^x may be 1e-40 or 1e40, and the value next to it; the slope's slope as well."""
+    x = np.concatenate([np.linspace(-100, 100, 41), [-1e4, 1e4]])
+    with np.errstate(over="ignore"):
+        slope = 1 / (1 + np.exp(x))
+    given = jnp.asarray(x, jnp.float32)
+    np.testing.assert_allclose(jax.vmap(log_sigmoid)(given), -np.logaddexp(0, -x), rtol=1e-6, atol=1e-38)
+    np.testing.assert_allclose(jax.vmap(jax.grad(log_sigmoid))(given), slope, rtol=2e-6, atol=1e-37)
+    np.testing.assert_allclose(jax.vmap(jax.hessian(log_sigmoid))(given), slope * (slope - 1), rtol=2e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", sorted(OBJECTIVES))
+def test_an_objective_reads_the_running_statistics_if_and_only_if_they_move_its_loss(name: str) -> None:
+    logp, groups, _ = batch()
+    if OBJECTIVES[name].family == "distribution":
+        groups = ExactGroup(*groups)
+    other = groups._replace(baseline=groups.baseline + 0.7, scale=1.3 * groups.scale)
+    here, there = (float(batch_loss(OBJECTIVES[name], jnp.asarray(logp), which)) for which in (groups, other))
+    assert reads_running(OBJECTIVES[name], type(groups)) == (here != there)
+
+
 def test_log1mexp_keeps_its_digits_near_certainty_and_far_from_it() -> None:
     getcontext().prec = 50
     for x in (-2e-6, -1e-3, -0.5, -0.7, -3.0, -20.0, -80.0):

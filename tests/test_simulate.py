@@ -412,16 +412,16 @@ def test_a_record_larger_than_memory_is_refused_before_it_runs():
 
 
 # --- long tables -------------------------------------------------------------------------------------------------
-def long_problem(forbidden=False):
+def long_problem(forbidden=False, actions=3000):
     rng = np.random.default_rng(0)
-    logits = rng.standard_normal((2, 3000))
+    logits = rng.standard_normal((2, actions))
     if forbidden:
         logits[:, ::7] = -np.inf
-    return bandit(jnp.asarray(rng.random((2, 3000))), jnp.asarray(logits))
+    return bandit(jnp.asarray(rng.random((2, actions))), jnp.asarray(logits))
 
 
 @pytest.mark.parametrize("forbidden", [False, True])
-@pytest.mark.parametrize("prompts", [None, 1])
+@pytest.mark.parametrize(("prompts", "actions"), [(None, 3000), (1, 3000), (None, 100)])
 @pytest.mark.parametrize(("name", "options"), [
     ("reinforce", {"data": "exact"}),
     ("forward_kl", {"data": "exact"}),
@@ -430,13 +430,15 @@ def long_problem(forbidden=False):
     ("grpo", {"data": "sampled"}),
     ("dpo", {"data": "sampled", "on_policy": 0.0}),
 ])  # fmt: skip
-def test_normalisers_found_near_the_last_ones_give_the_same_runs(name, options, prompts, forbidden, monkeypatch):
+def test_normalisers_found_near_the_last_ones_give_the_same_runs(
+    name, options, prompts, actions, forbidden, monkeypatch
+):
     """Against tables that are normalised from scratch at every step."""
-    method = Method(name, learning_rate=20.0, prompts=prompts, **options)
-    go = lambda: simulate(long_problem(forbidden), method, 0, steps=30)
+    method = Method(name, learning_rate=20.0 * actions / 3000, prompts=prompts, **options)
+    go = lambda: simulate(long_problem(forbidden, actions), method, 0, steps=30)
     near = go()
     jax.clear_caches()
-    monkeypatch.setattr(simulating, "LONG", 10**9)
+    monkeypatch.setattr(simulating.Loop, "lagged", False)
     plain = go()
     jax.clear_caches()
     for key, wanted in plain.record.items():
@@ -454,6 +456,31 @@ def test_a_step_so_long_that_the_last_normaliser_is_of_no_use_is_taken_right():
     assert first_bad_step == -1
     np.testing.assert_allclose(record["expected_reward"][1:], 1.0, atol=1e-3)
     assert np.isfinite(record["kl"]).all()
+
+
+def test_a_run_whose_normaliser_is_found_anew_leaves_its_neighbours_alone():
+    """To the last bit: two runs side by side, of which one takes steps so long that it starts over."""
+    method = Method("reinforce", data="exact")
+    run = lambda rates: sweep(long_problem(), method, seeds=[0], steps=4, grid={"learning_rate": rates}, tile=2)
+    beside_it, beside_another = run([1.0, 1e7]), run([1.0, 2.0])
+    assert beside_it.expected_reward[..., 1, 0, -1] > 0.99
+    same = lambda data: data.isel(learning_rate=0).expected_reward.values
+    np.testing.assert_array_equal(same(beside_it), same(beside_another))
+
+
+@pytest.mark.parametrize("name", ["reinforce", "grpo"])
+@pytest.mark.parametrize("data", ["exact", "sampled"])
+def test_only_a_reference_that_forbids_something_is_looked_through_for_it(name, data):
+    """Where nothing is forbidden, looking changes nothing; under a trace nobody knows, and one looks."""
+    method = Method(name, learning_rate=1.0, data=data)
+    free, bound = long_problem(actions=100), long_problem(forbidden=True, actions=100)
+    assert [simulating.plan(problem, method).forbids for problem in (free, bound)] == [False, True]
+    record, params, _ = simulate(free, method, 0, steps=5)
+    looked, same, _ = jax.jit(lambda problem, key: simulate(problem, method, key, steps=5))(free, simulating.seed_key(0))
+    np.testing.assert_allclose(params, same, rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(record["kl"], looked["kl"], rtol=1e-5, atol=1e-6)
+    _, params, _ = simulate(bound, method, 0, steps=5)
+    assert np.isfinite(params).all() and np.asarray(params).any() and not np.asarray(params)[:, ::7].any()
 
 
 def test_a_normaliser_is_that_of_its_step():
@@ -541,13 +568,13 @@ def test_steps_on_few_find_their_way_where_the_normaliser_has_moved_far(monkeypa
 def test_a_run_on_few_that_diverges_stops_at_the_same_step_as_one_on_all(monkeypatch):
     @objective(family="reward")
     def passing_gap_below_the_mean(logp, group):
-        """REINFORCE on centred rewards, whose loss is infinite once a drawn action has half of the mass.
+        """REINFORCE on centred rewards, whose forces are infinite once a drawn action has half of the mass.
 
         L = -mean of (r - mean r) log pi, or infinity
         """
         total = group.total(logp)
-        gap = jnp.where(total.max() > jnp.log(0.5), jnp.inf, 0.0)
-        return -group.mean(group.group_advantage() * total) + gap
+        size = jnp.where(jax.lax.stop_gradient(total).max() > jnp.log(0.5), jnp.inf, 1.0)
+        return -size * group.mean(group.group_advantage() * total)
 
     try:
         method = Method("passing_gap_below_the_mean", learning_rate=300.0, num_responses=16)

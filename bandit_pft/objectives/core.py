@@ -338,17 +338,13 @@ def measure(objective: Objective | str, **hyper: float) -> Properties:
 
 
 @functools.cache
-def reads_running(made: Objective) -> bool:
-    """Whether the loss depends on the running mean or deviation of the rewards, by the program that it traces to."""
-
-    def listed(kind: type[Group]) -> bool:
-        group = kind.of(reward=[0.0, 1.0], ref_logp=[-1.0, -1.0])
-        loss = lambda running, logp: made(logp, group._replace(baseline=running[0], scale=running[1]))
-        program = jax.make_jaxpr(loss)((0.0, 1.0), jnp.full((2, 1), -1.0)).jaxpr
-        read = {id(x) for equation in program.eqns for x in equation.invars} | {id(x) for x in program.outvars}
-        return any(id(x) in read for x in program.invars[:2])
-
-    return listed(Group) or listed(ExactGroup)
+def reads_running(made: Objective, kind: type[Group]) -> bool:
+    """Whether the loss of such groups depends on the running mean or deviation of rewards, by the program it becomes."""
+    group = kind.of(reward=[0.0, 1.0], ref_logp=[-1.0, -1.0])
+    loss = lambda running, logp: made(logp, group._replace(baseline=running[0], scale=running[1]))
+    program = jax.make_jaxpr(loss)((0.0, 1.0), jnp.full((2, 1), -1.0)).jaxpr
+    read = {id(x) for equation in program.eqns for x in equation.invars} | {id(x) for x in program.outvars}
+    return any(id(x) in read for x in program.invars[:2])
 
 
 @functools.cache

@@ -15,6 +15,15 @@ def lead(x: Float[Array, " N"]) -> Float[Array, "N N"]:
     return x[:, None] - x[None, :]
 
 
+@jax.custom_jvp
+def log_sigmoid(x: Float[Array, "*S"]) -> Float[Array, "*S"]:
+    """log sigmoid(x). Its slope is sigmoid(-x) itself, so that a force alone takes no logarithm."""
+    return jax.nn.log_sigmoid(x)
+
+
+log_sigmoid.defjvps(lambda change, value, x: jax.nn.sigmoid(-x) * change)
+
+
 def log1mexp(x: Float[Array, "*S"]) -> Float[Array, "*S"]:
     """log(1 - exp(x)) of log-probabilities x; constant (force 0) above x = -1e-6, where the force is 1e6."""
     x = jnp.minimum(x, -1e-6)

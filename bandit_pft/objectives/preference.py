@@ -11,12 +11,12 @@ TRL's AOT is not here: it sorts the leads of a batch, so its loss is no sum over
 from __future__ import annotations
 
 import jax.numpy as jnp
-from jax.nn import log_sigmoid, relu, sigmoid
+from jax.nn import relu, sigmoid
 from jaxtyping import Array, Float
 
 from bandit_pft.groups import Group, safe_divide
 from bandit_pft.objectives.core import Hyper, Logp, Loss, objective, safe_exp
-from bandit_pft.objectives.numerics import frozen, lead, log1mexp, others, q_log
+from bandit_pft.objectives.numerics import frozen, lead, log1mexp, log_sigmoid, others, q_log
 
 Pairs = Float[Array, "N N"]
 

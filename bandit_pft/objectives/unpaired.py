@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from bandit_pft.groups import Group
 from bandit_pft.objectives.core import Hyper, Logp, Loss, objective
+from bandit_pft.objectives.numerics import log_sigmoid
 
 
 @objective(family="unpaired", paper="ethayarajh2024kto")
@@ -41,4 +42,4 @@ def bco(logp: Logp, group: Group, *, beta: Hyper = 0.1) -> Loss:
     classes over time, and leaves out its density ratio here. Exact on an ExactGroup, given the mean gain and threshold.
     """
     implicit = beta * (group.total(logp - group.ref_logp) - group.mean_gain)
-    return -group.mean(jax.nn.log_sigmoid(jnp.where(group.desirable() > 0, implicit, -implicit)))
+    return -group.mean(log_sigmoid(jnp.where(group.desirable() > 0, implicit, -implicit)))
