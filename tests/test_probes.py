@@ -11,7 +11,6 @@ from bandit_pft import (
     Method,
     State,
     bandit,
-    contextual_bandit,
     distribution_probe,
     paper_bandit,
     simulate,
@@ -68,7 +67,7 @@ def test_of_equal_actions_the_lower_comes_first_and_forbidden_ones_last():
 
 def test_the_policy_is_the_mean_over_contexts():
     """Averaged as probabilities, not as logarithms."""
-    problem = contextual_bandit(np.zeros((3, 8)), table(24).reshape(3, 8), features=np.eye(3))
+    problem = bandit(np.zeros((3, 8)), table(24).reshape(3, 8))
     whole, kept = (recorded(problem, probe) for probe in (distribution_probe, top_probe(3)))
     np.testing.assert_allclose(kept["top_log_prob"], -np.sort(-whole["log_prob"])[:, :3], atol=1e-6)
 
@@ -109,5 +108,5 @@ def test_what_cannot_be_kept_is_refused(call, kind, words, monkeypatch):
 def test_a_record_of_whole_distributions_that_does_not_fit_is_refused_by_naming_the_probe_that_does(monkeypatch):
     problem = bandit(jnp.zeros(1000), jnp.zeros(1000))
     monkeypatch.setattr(sys.modules["bandit_pft.simulate"], "available_memory", lambda: 500_000)
-    with pytest.raises(ResourceError, match=r"probe=top_probe\(10\)"):
+    with pytest.raises(ResourceError, match=r"such as top_probe\(10\)"):
         simulate(problem, RUN, 0, steps=1000, probe=distribution_probe)
