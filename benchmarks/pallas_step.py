@@ -66,8 +66,19 @@ class State(NamedTuple):
     step: Int[Array, ""]
 
 
-def begin(ref: Float[Array, " K"], weight: Float[Array, " K"], *, adam: bool) -> tuple[Constants, State]:
-    """The reference as first policy. Tables are filled up with forbidden actions to a multiple of `ROWS` rows, once."""
+def begin(
+    ref: Float[Array, " K"], weight: Float[Array, " K"], *, adam: bool, half: bool = False
+) -> tuple[Constants, State]:
+    """The reference as first policy. Tables are filled up with forbidden actions to a multiple of `ROWS` rows, once.
+
+    Args:
+        half: keep ref and w in bfloat16, and compute in float32. That is another problem: log-probabilities are wrong
+            by up to 2^-8 of the reference's range in nats, before the first step, and rewards by 2^-9 of their size.
+            ACCELERATORS.md says what became of that in whole runs.
+    """
+    if half:
+        # bfloat16 is finest near 0, where the likely actions shall be.
+        ref, weight = (ref - ref.max()).astype(jnp.bfloat16), weight.astype(jnp.bfloat16)
     # What is forbidden pulls nothing, or a policy that cannot give it would be pulled there for ever.
     weight = jnp.where(jnp.isneginf(ref), 0, weight)
     fold = lambda x, fill: jnp.pad(x, (0, -x.size % (ROWS * BLOCK)), constant_values=fill).reshape(-1, BLOCK)
