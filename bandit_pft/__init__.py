@@ -4,7 +4,7 @@ from bandit_pft.groups import ExactGroup, Group, prepare
 from bandit_pft.methods import ADAM, SGD, Method
 from bandit_pft.objectives import OBJECTIVES, force, measure, objective, with_kl
 from bandit_pft.policies import context_network, factorised, tabular, tabular_shared, transformer
-from bandit_pft.probes import State, distribution_probe, standard_probe
+from bandit_pft.probes import State, distribution_probe, standard_probe, top_probe
 from bandit_pft.problems import (
     Problem,
     bandit,
@@ -50,6 +50,7 @@ __all__ = [
     "sweep",
     "tabular",
     "tabular_shared",
+    "top_probe",
     "transformer",
     "with_kl",
 ]

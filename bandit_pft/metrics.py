@@ -52,4 +52,7 @@ UNITS = {
     "reward_queries": "rewards asked for",
     "loss": "loss",
     "log_prob": "nats",
+    "top_action": "action",
+    "top_log_prob": "nats",
+    "tail_log_prob": "nats",
 }

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, Float, PyTree
 
 from bandit_pft import metrics
-from bandit_pft.errors import ConfigError
+from bandit_pft.errors import ConfigError, check_integer
 from bandit_pft.groups import Group
+from bandit_pft.kernels import logsumexp
 from bandit_pft.policies import Policy
 from bandit_pft.problems import Problem
 
@@ -72,10 +74,46 @@ def standard_probe(problem: Problem, state: State) -> dict[str, Array]:
 
 def distribution_probe(problem: Problem, state: State) -> dict[str, Array]:
     """The standard numbers, and the whole policy as `log_prob` [A], the mean over contexts of pi, in nats."""
+    return {**standard_probe(problem, state), "log_prob": _mean_policy(state, "distribution_probe")}
+
+
+def top_probe(k: int) -> Probe:
+    """A probe that keeps the k likeliest actions instead of whole policies: 8 k bytes per recorded step.
+
+    The standard numbers; `top_action` [k] and `top_log_prob` [k] of the mean over contexts of pi, in nats, from the
+    likeliest on, of equal ones the lower action first; `tail_log_prob`, the logarithm of the mass of all others, also
+    where that is 1e-30. The same k gives the same probe, so that it compiles once.
+
+    Raises:
+        TypeError, ConfigError: k is no whole number of at least 1; when it runs, k is above the number of responses.
+    """
+    check_integer("k", k, at_least=1)
+    return _top_probe(int(k))
+
+
+@cache
+def _top_probe(k: int) -> Probe:
+    def probe(problem: Problem, state: State) -> dict[str, Array]:
+        log_prob = _mean_policy(state, name)
+        if k > log_prob.size:
+            raise ConfigError(f"{name}: the problem has {log_prob.size} responses: take k of at most that")
+        top, action = jax.lax.top_k(log_prob, k)
+        # One minus the mass of the top has lost a tail below 1e-7.
+        tail = logsumexp(log_prob.at[action].set(-jnp.inf))
+        return {
+            **standard_probe(problem, state), "top_action": action, "top_log_prob": top, "tail_log_prob": tail,
+        }  # fmt: skip
+
+    # What a store and a message know a probe by.
+    name = probe.__name__ = probe.__qualname__ = f"top_probe({k})"
+    return probe
+
+
+def _mean_policy(state: State, name: str) -> Float[Array, " A"]:
+    """Logarithm of the mean over contexts of pi, in nats."""
     if state.log_probs is None:
-        raise ConfigError("distribution_probe needs responses that can be enumerated: use standard_probe")
-    mean = jax.nn.logsumexp(state.log_probs, axis=0) - math.log(state.log_probs.shape[0])
-    return {**standard_probe(problem, state), "log_prob": mean}
+        raise ConfigError(f"{name} needs responses that can be enumerated: use standard_probe")
+    return jax.nn.logsumexp(state.log_probs, axis=0) - math.log(state.log_probs.shape[0])
 
 
 def _sampled_metrics(problem: Problem, state: State) -> dict[str, Array]:

@@ -192,7 +192,7 @@ def guard(result: Any, rows: int, problem: Problem, method: Method) -> None:
     if record > free:
         raise ResourceError(
             f"the record needs {record / 1e9:.1f} GB, {free / 1e9:.1f} GB are free: "
-            "record less often (every=...), use fewer seeds, or a probe that keeps less than whole distributions"
+            "record less often (every=...), use fewer seeds, or a probe that keeps less, such as top_probe(10)"
         )
     if pairs > free:
         raise ResourceError(

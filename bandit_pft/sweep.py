@@ -65,7 +65,8 @@ from bandit_pft.simulate import (
 from bandit_pft.store import Store, Worker
 
 MOST_RUNS = 1_000_000
-OWN_LABELS = ("problem", "algorithm", "family", "seed", "step", "action")
+OWN_LABELS = ("problem", "algorithm", "family", "seed", "step", "action", "rank")
+DIMS = {"log_prob": ["action"], "top_action": ["rank"], "top_log_prob": ["rank"]}
 SEGMENT = 0.5  # Seconds between two looks at whether to stop.
 CHECKPOINT = 60.0  # Seconds of work that a killed writer may lose, about.
 
@@ -487,8 +488,7 @@ def _dataset(
     variables: dict[str, Any] = {"first_bad_step": (dims, first_bad, {"units": "gradient steps, -1: healthy"})}
     for name, array in arrays.items():
         extra = [f"{name}_{i}" for i in range(array.ndim - len(dims) - 1)]
-        if name == "log_prob":
-            extra = ["action"]
+        extra = DIMS.get(name, extra)
         variables[name] = ((*dims, "step", *extra), array, {"units": UNITS.get(name, "")})
     period, each = np.moveaxis(np.asarray(frame["labelled"], float)[..., None], -2, 0)
     variables["reward_queries"] = (

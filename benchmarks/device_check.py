@@ -2,7 +2,8 @@
 
     python3 benchmarks/device_check.py [--quick]
 
-Runs from a checkout, without an installation; needs jax, jaxtyping, numpy, optax and xarray. Ends with the line `ok`,
+Runs from a checkout, without an installation; needs jax, jaxtyping, numpy, optax and xarray. It also measures the
+candidate kernel of pallas_step.py, which moves into the package only if it wins on a device. Ends with the line `ok`,
 or with what failed and exit code 1; exit code 2: a package is missing. A check that raises does not stop the others.
 """
 
@@ -24,8 +25,9 @@ try:
     import jax.numpy as jnp
     import numpy as np
 
-    from bandit_pft import Method, bandit, distribution_probe, paper_bandit, simulate, sweep
-    from bandit_pft.kernels import sample_categorical
+    from bandit_pft import SGD, Method, bandit, distribution_probe, paper_bandit, simulate, sweep
+    from bandit_pft.kernels import mass_tree, replace_in_tree, sample_categorical
+    from benchmarks import pallas_step
 except ModuleNotFoundError as error:
     print(f"device_check needs {error.name}, which {sys.executable} does not have: pip install {error.name}")
     raise SystemExit(2) from None
@@ -115,12 +117,97 @@ def sampler(actions: int, draws: int, device: Any, cpu: Any) -> tuple[str, bool]
     return text, max(map(abs, scores)) < 5 and forbidden == 0
 
 
+def few(actions: int, steps: int, device: Any, cpu: Any) -> tuple[str, bool]:
+    """Steps on the drawn responses alone: the tree of sums after replacements, then offline DPO, against the CPU's."""
+    random = np.random.default_rng(4)
+    mass, new = random.random((2, actions), np.float32)
+    action = random.integers(actions, size=64)
+    replaced = lambda: jax.jit(replace_in_tree)(mass_tree(jnp.asarray(mass)), action, jnp.asarray(new[action]))
+    ours, reference = (jax.tree.leaves(on(place, replaced)) for place in (device, cpu))
+    rounding = max(np.abs(x / np.where(y == 0, 1, y) - (y != 0)).max() for x, y in zip(ours, reference, strict=True))
+    reward, logits = random.random(actions), random.standard_normal(actions)
+    # One fixed collection, so that rounding cannot change a draw half-way.
+    method = Method("dpo", learning_rate=20.0, num_responses=16, on_policy=0.0, optimizer=SGD)
+    run = lambda: simulate(bandit(reward, logits, name="large"), method, 0, steps=steps, every=steps).params
+    ours, reference = (on(place, run) for place in (device, cpu))
+    # The recorded steps go over all actions, and leave the rounding of a sum that should be 0 on each.
+    drawn, moved = (np.abs(x) > 1e-3 for x in (reference, ours))
+    gap, same = float(np.abs(ours - reference).max()), bool((drawn == moved).all())
+    text = f"A = {actions:,}: sums equal to {rounding:.1e}; {drawn.sum()} logits moved, "
+    text += f"{'' if same else 'not '}the CPU's, by up to {np.abs(reference).max():.1f}, largest difference {gap:.1e}"
+    return text, rounding < 1e-5 and same and drawn.sum() > 1 and gap <= TOLERANCE
+
+
 # --- timings: right whenever they run --------------------------------------------------------------------------------
 def bandwidth(floats: int) -> tuple[str, bool]:
     x = jnp.ones(floats, jnp.float32)
     copy = jax.jit(lambda x: x + 1)
     took = seconds(lambda: [copy(x) for _ in range(10)][-1]) / 10
     return f"{8 * floats / took / 1e9:,.1f} GB/s read and written, {4 * floats / 1e6:,.0f} MB arrays", True
+
+
+def copy_of(size: int, steps: int) -> float:
+    """Seconds for moving so many bytes, half of them read and half of them written, many times in a row."""
+    # The barrier keeps XLA from making one copy of them all.
+    once = lambda _, x: jax.lax.optimization_barrier(x + 1)
+    copies = jax.jit(lambda x: jax.lax.fori_loop(0, steps, once, x))
+    x = jnp.ones(size // 8, jnp.float32)
+    return seconds(lambda: copies(x)) / steps
+
+
+def candidate(actions: int, steps: int, adam: bool, half: bool, device: Any, cpu: Any) -> tuple[str, bool]:
+    """The Pallas step: 50 steps against plain XLA's on device and CPU, and the time of both against a copy's.
+
+    Args:
+        half: whether the reference and the rewards are kept in bfloat16.
+    """
+
+    def made() -> tuple[pallas_step.Constants, pallas_step.State]:
+        # Whole numbers that wrap: the same tables on every device.
+        place = jnp.arange(actions, dtype=jnp.int32)
+        ref, weight = ((place * 40503) & 4095) / 1024, (((place * 30011) >> 4) & 255) / 256
+        return pallas_step.begin(ref.at[::1000].set(-jnp.inf), weight, adam=adam, half=half)
+
+    rate = 0.1 if adam else 0.1 * actions
+
+    def after(steps: int, constants: Any, state: Any, **options: Any) -> pallas_step.State:
+        return pallas_step.run(constants, state, rate, steps=steps, force="own", **options)
+
+    kernel = "cpu" if device.platform == "cpu" else device.platform
+    checked = min(actions, 1_000_000)
+
+    def policy(platform: str | None) -> Any:
+        constants, state = made()
+        new = after(50, constants, state, platform=platform)
+        return pallas_step.log_prob(constants, new, checked), new.lead
+
+    (ours, lead), (plain, _) = on(device, lambda: policy(kernel)), on(device, lambda: policy(None))
+    forbidden = np.isneginf(ours)
+    difference = lambda other: float(np.abs(np.where(forbidden, 0, ours) - np.where(forbidden, 0, other)).max())
+    gap = difference(plain)
+    right = (
+        gap <= TOLERANCE and bool((forbidden == (np.arange(checked) % 1000 == 0)).all()) and np.abs(lead).max() > 0.1
+    )
+    text = f"moved by up to {np.abs(lead).max():.1f}, {gap:.1e} nats from XLA"
+    if actions == checked:
+        reference, _ = on(cpu, lambda: policy(None))
+        text += f", {difference(reference):.1e} from the CPU"
+        right = right and difference(reference) <= TOLERANCE
+
+    with jax.default_device(device):
+        constants, state = made()
+        size, two = (actions * count for count in pallas_step.traffic(constants, state))
+        copied = copy_of(size, steps)
+        timed = lambda **options: seconds(lambda: after(steps, constants, state, **options)) / steps
+        shapes = [(1, 4), (2, 4), (4, 8), (8, 8)] if device.platform == "gpu" else [(8, 8)]
+        times = {(rows, warps): timed(platform=kernel, rows=rows, warps=warps) for rows, warps in shapes}
+        rows, warps = min(times, key=times.__getitem__)
+        one, xla = times[rows, warps], timed(platform=None)
+    share = lambda took: f"{1e6 * took:,.1f} us, {took / copied * size / actions:.1f} bytes at the speed of a copy"
+    text += f"; a copy of {size // actions} bytes per action {1e6 * copied:,.1f} us ({size / copied / 1e9:,.0f} GB/s); "
+    text += f"one pass {share(one)} ({copied / one:.0%} of it, {rows} rows, {warps} warps); "
+    text += f"XLA {share(xla)} (two passes are {two // actions}); the kernel takes {one / xla:.2f} of XLA's time"
+    return text, bool(right)
 
 
 def exact_step(actions: int, steps: int) -> tuple[str, bool]:
@@ -165,11 +252,17 @@ def main() -> int:
         **{f"exact {name}": partial(exact_run, name, device, cpu) for name in EXACT},
         "sampled grpo": partial(first_draws, device, cpu),
         "sampler": partial(sampler, 1_000_000, BATCH * (4 if quick else 32), device, cpu),
+        "steps on few": partial(few, 100_000 if quick else 1_000_000, 20 if quick else 200, device, cpu),
         "copy": partial(bandwidth, 1 << (24 if small else 28)),
         "exact step": partial(exact_step, 100_000 if quick else 1_000_000, 10 if quick else 200),
         "sweep": partial(sweep_step, 1024, 10 if quick else 500, None),
         "sweep, one tile": partial(sweep_step, 1024, 10 if quick else 500, 1024),
     }
+    long = 5000 if small else 100_000_000
+    for name, adam, half in (("sgd", False, False), ("adam", True, False), ("sgd, half", False, True)):
+        for actions in dict.fromkeys((min(long, 1_000_000), long)):
+            steps = 2 if small else 200 if actions < long else 10
+            checks[f"pallas {name}, {actions:,}"] = partial(candidate, actions, steps, adam, half, device, cpu)
     failed = []
     for name, check in checks.items():
         start = time.perf_counter()
@@ -181,7 +274,7 @@ def main() -> int:
         if not right:
             failed.append(name)
         verdict = "" if right else "FAILED: "
-        print(f"{name:16} {verdict}{text} [{time.perf_counter() - start:.0f} s]", flush=True)
+        print(f"{name:28} {verdict}{text} [{time.perf_counter() - start:.0f} s]", flush=True)
     print(f"failed: {', '.join(failed)}" if failed else "ok")
     return int(bool(failed))
 
