@@ -61,23 +61,21 @@ def shard_actions(problem: Problem, devices: Sequence[Any] | None = None) -> Pro
     mesh = jax.make_mesh((len(places),), ("actions",), axis_types=(AxisType.Auto,), devices=places)
     put = lambda x, *axes: jax.device_put(x, NamedSharding(mesh, PartitionSpec(*axes)))
     split = lambda x: put(x, None, None, "actions")
-    ref = split(problem.ref_logits)
     return dataclasses.replace(
         problem,
-        ref_logits=ref,
+        ref_logits=split(problem.ref_logits),
         token_reward=split(problem.token_reward),
         bonus=put(problem.bonus),
         features=put(problem.features),
-        # Most often the reference itself, of which one copy is enough.
-        data_logits=ref if problem.data_logits is problem.ref_logits else split(problem.data_logits),
+        data_logits=split(problem.data_logits),
     )
 
 
 def join_processes(*, patience: int = 100) -> None:
     """Join the processes that were started together, here or on other machines, before anything else of JAX is used.
 
-    It is `jax.distributed.initialize`, which finds SLURM by itself; elsewhere the variables JAX_COORDINATOR_ADDRESS (the
-    first process's host:port), JAX_NUM_PROCESSES and JAX_PROCESS_ID say where the others are. `shard_actions` then
+    It is `jax.distributed.initialize`, which finds SLURM by itself; elsewhere the variables JAX_COORDINATOR_ADDRESS (of
+    the first process, host:port), JAX_NUM_PROCESSES and JAX_PROCESS_ID say where the others are. `shard_actions` then
     splits over all of their devices, and `sweep(worker="auto")` shares its tiles among them. A process that has ended
     waits for the others at its exit.
 
@@ -92,9 +90,7 @@ def join_processes(*, patience: int = 100) -> None:
     try:
         known: Any = {name: int(os.environ[variable]) for name, variable in given.items() if variable in os.environ}
         # Shares of work are uneven: the first one that is done waits for the last, however long.
-        jax.distributed.initialize(
-            **known, heartbeat_timeout_seconds=patience, shutdown_timeout_seconds=30 * 24 * 3600
-        )
+        jax.distributed.initialize(**known, heartbeat_timeout_seconds=patience, shutdown_timeout_seconds=30 * 24 * 3600)
     except ValueError as error:
         raise ConfigError(
             f"no other processes are known ({error}): start this with srun, or set JAX_COORDINATOR_ADDRESS, "

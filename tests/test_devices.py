@@ -123,9 +123,6 @@ def test_all_that_has_an_axis_of_actions_is_split_and_the_rest_is_everywhere():
     assert {split.bonus.sharding.spec, split.features.sharding.spec} == {PartitionSpec()}
     for name in ("ref_logits", "token_reward", "data_logits", "bonus", "features"):
         assert np.array_equal(getattr(split, name), getattr(given, name)), name
-    # Data that are the reference's take no memory of their own.
-    shared = shard_actions(bandit(np.arange(6.0)))
-    assert shared.data_logits is shared.ref_logits
 
 
 def test_what_cannot_be_split_is_refused_with_the_sizes_that_can(monkeypatch):
