@@ -16,6 +16,7 @@ from bandit_pft.problems import (
     peaks,
     sequences,
 )
+from bandit_pft.sharding import join_processes, shard_actions
 from bandit_pft.simulate import simulate
 from bandit_pft.sweep import load, save, sweep
 
@@ -34,6 +35,7 @@ __all__ = [
     "distribution_probe",
     "factorised",
     "force",
+    "join_processes",
     "length_problem",
     "load",
     "measure",
@@ -45,6 +47,7 @@ __all__ = [
     "prepare",
     "save",
     "sequences",
+    "shard_actions",
     "simulate",
     "standard_probe",
     "sweep",

@@ -36,6 +36,7 @@ from bandit_pft.objectives.core import HYPER, Objective, Range
 from bandit_pft.policies import Policy, context_network, factorised, tabular, tabular_shared, transformer
 from bandit_pft.probes import distribution_probe, standard_probe
 from bandit_pft.problems import Problem
+from bandit_pft.sharding import join_processes
 from bandit_pft.simulate import OnNonfinite, keep_programs
 from bandit_pft.store import Worker, write_file
 from bandit_pft.sweep import save, sweep
@@ -101,7 +102,8 @@ def _parser() -> argparse.ArgumentParser:
     many.add_argument("--resume", action="store_true", help="go on where the same command was interrupted")
     many.add_argument(
         "--worker", default="0/1", metavar="K/N",
-        help="share the work with N - 1 other processes, here or elsewhere, that see the same folder: 0/N to (N-1)/N",
+        help="share the work with N - 1 other processes, here or elsewhere, that see the same folder: 0/N to (N-1)/N; "
+        "auto: with those that srun, Kubernetes or JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID name",
     )  # fmt: skip
     many.add_argument("--strict", action="store_true", help="refuse to go on with other versions or another machine")
 
@@ -222,6 +224,8 @@ def _chosen(options: argparse.Namespace) -> list[str]:
 def _sweep(options: argparse.Namespace) -> int:
     if bool(options.preset) == bool(options.objectives or options.more):
         raise ConfigError("say either --preset NAME or one objective or more")
+    if options.worker == "auto":
+        join_processes()
     store, worker = options.out / "runs", Worker.of(options.worker)
     if store.exists() and not options.resume and worker.count == 1:
         raise StoreError(f"{store} exists: add --resume to go on, or choose another folder with --out")

@@ -47,18 +47,20 @@ class Worker(NamedTuple):
 
     @classmethod
     def of(cls, text: Any) -> Worker:
-        """From "0/4", or a pair of numbers.
+        """From "0/4", a pair of numbers, or "auto": this process among those that `join_processes` joined.
 
         Raises:
             ConfigError: not from 0/n to n-1/n.
         """
+        if text == "auto":
+            return cls(jax.process_index(), jax.process_count())
         try:
             index, count = map(int, str(text).split("/")) if isinstance(text, str) else text
             if 0 <= index < count:
                 return cls(int(index), int(count))
         except (TypeError, ValueError):
             pass
-        raise ConfigError(f"worker is {text!r}; write k/n with k from 0 to n - 1, such as 0/4")
+        raise ConfigError(f"worker is {text!r}; write k/n with k from 0 to n - 1, such as 0/4, or auto")
 
 
 @functools.cache

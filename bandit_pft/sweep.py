@@ -109,7 +109,8 @@ def sweep(
         progress: show a bar with the time left.
         on_nonfinite: as in `simulate`; all runs are reported in one line.
         store: folder for finished tiles. Interrupted in any way, the same call goes on and ends with the same bits.
-        worker: "k/n" makes this call the k-th of n that share the store: it does every n-th tile.
+        worker: "k/n" makes this call the k-th of n that share the store: it does every n-th tile. "auto" takes both
+            numbers from `join_processes`, called before.
         strict: refuse to go on in a store that was begun with other versions or on another machine; otherwise warn.
 
     Returns:

@@ -70,6 +70,8 @@ KEYS = "test_simulate.py::test_offline_data_stay_and_on_policy_data_change_at_ev
 FORCES = "test_gaps.py::test_a_probe_sees_forces_that_point_up_where_a_response_is_pulled"
 MASKED = "test_groups.py::test_masked_tokens_may_hold_anything"
 
+PLACED = "test_devices.py::test_all_that_has_an_axis_of_actions_is_split_and_the_rest_is_everywhere"
+
 # fmt: off
 ROWS: dict[str, list[tuple[str, str, str, str]]] = {
     "groups.py": [
@@ -302,6 +304,17 @@ ROWS: dict[str, list[tuple[str, str, str, str]]] = {
          "jax.nn.logsumexp(state.log_probs, axis=0)", "a sum over contexts", EXACT_METRICS),
         ('"kl": own_gap.mean()', '"kl": -own_gap.mean()', "sampled KL of the wrong sign",
          "test_gaps.py::test_sampled_metrics_are_the_exact_ones_within_5_standard_errors"),
+    ],
+    "sharding.py": [
+        ("token_reward=split(problem.token_reward)", "token_reward=put(problem.token_reward)",
+         "every device holds all rewards", PLACED),
+        ("data_logits=split(problem.data_logits)", "data_logits=split(problem.ref_logits)",
+         "offline data come from the reference", PLACED),
+    ],
+    "store.py": [
+        ("return cls(jax.process_index(), jax.process_count())", "return cls(0, jax.process_count())",
+         "all joined processes are the first worker",
+         "test_store.py::test_a_worker_among_joined_processes_has_their_number_and_alone_it_does_everything"),
     ],
     "simulate.py": [
         ("slope = slope - weight * total(slope)[..., None]", "pass", "logits move as log-probabilities do",

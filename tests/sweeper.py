@@ -13,7 +13,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
 
-from bandit_pft import Method, load, paper_bandit, sweep
+from bandit_pft import Method, join_processes, load, paper_bandit, sweep
 from bandit_pft.methods import ADAM
 
 sweeping = importlib.import_module("bandit_pft.sweep")  # The package calls its function by the same name.
@@ -46,7 +46,7 @@ def run(store, worker="0/1", steps=400, tile=2, every=4):
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("folder")
-    parser.add_argument("--worker", default="0/1")
+    parser.add_argument("--worker", default="0/1", help="auto: joins the processes that the environment names")
     parser.add_argument("--devices", type=int, default=1)
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--checkpoint", type=float, default=sweeping.CHECKPOINT, help="seconds between checkpoints")
@@ -56,6 +56,8 @@ if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)
     jax.config.update("jax_num_cpu_devices", given.devices)
     sweeping.CHECKPOINT, sweeping.SEGMENT = given.checkpoint, given.segment
-    assert len(jax.devices()) == given.devices
+    if given.worker == "auto":
+        join_processes(patience=10)
+    assert len(jax.local_devices()) == given.devices
     result = run(given.folder, given.worker, given.steps)
     print(result.attrs.get("tiles") or digest(load(given.folder)))

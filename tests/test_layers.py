@@ -16,7 +16,7 @@ LAYERS = (
     ("errors",),
     ("style", "kernels", "store"),
     ("problems",),
-    ("groups", "policies", "metrics"),
+    ("groups", "policies", "metrics", "sharding"),
     ("objectives",),
     ("methods", "probes"),
     ("proxy",),

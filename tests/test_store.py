@@ -17,9 +17,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import sweeper
+import yaml
 from refusals import check_refusal
 
-from bandit_pft import Method, factorised, load, paper_bandit, paper_sequences, save, sweep
+from bandit_pft import Method, cli, factorised, load, paper_bandit, paper_sequences, save, sweep
 from bandit_pft import store as files
 from bandit_pft.errors import ConfigError, ResourceError, StoreError, is_traced
 from bandit_pft.store import Worker
@@ -35,9 +36,18 @@ def small(store, *, steps=3, seeds=4, method=ON, **how):
     return sweep(R4, method, seeds=range(seeds), steps=steps, tile=1, store=store, **how)
 
 
-def start(folder, *arguments):
+def start(folder, *arguments, **variables):
     command = [sys.executable, str(ROOT / "tests" / "sweeper.py"), str(folder), *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    environment = {**os.environ, **{name: str(value) for name, value in variables.items()}}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+def start_joined(folder, count, *arguments):
+    """Processes that jax.distributed numbers."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    known = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": count}
+    return [start(folder, "--worker", "auto", *arguments, **known, JAX_PROCESS_ID=k) for k in range(count)]
 
 
 def finish(process):
@@ -82,6 +92,16 @@ def test_the_bits_are_the_same_on_1_2_and_4_devices_in_1_2_and_4_processes(tmp_p
     told = [finish(process) for process in running]
     assert whole in told  # The one that ends last sees all tiles; the others count them.
     assert all(text == whole or re.fullmatch(r"\d+ of 12", text) for text in told)
+    assert sweeper.digest(load(tmp_path)) == whole
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_processes_that_joined_share_the_tiles_by_their_numbers(tmp_path, whole, processes):
+    told = [finish(process) for process in start_joined(tmp_path, processes)]
+    assert whole in told
+    assert sorted(path.name for path in (tmp_path / "locks").glob("*-of-*")) == [
+        f"{k}-of-{processes}" for k in range(processes)
+    ]
     assert sweeper.digest(load(tmp_path)) == whole
 
 
@@ -144,6 +164,23 @@ def test_a_sweep_killed_at_any_moment_goes_on_with_the_same_bits_and_keeps_every
     assert finish(start(tmp_path)) == whole
     assert kept.items() <= tiles(tmp_path).items()  # Nothing that was finished has been done again.
     assert sorted(os.listdir(tmp_path / "tiles")) == [f"{n:06d}.npz" for n in range(12)]
+
+
+def test_a_joined_process_that_dies_is_named_by_the_others_which_end_and_all_go_on_with_the_same_bits(tmp_path, whole):
+    slow = ("--checkpoint", 0, "--segment", 1e-9, "--steps", 400)
+    first, second = start_joined(tmp_path, 2, *slow)
+    wait_for(first, lambda: begun(tmp_path, 1))
+    second.kill()
+    second.communicate()
+    _, err = first.communicate(timeout=100)
+    assert first.returncode == -signal.SIGABRT
+    assert "Terminating process because the JAX distributed service detected fatal errors" in err
+    assert re.search(r"stopped sending heartbeats\):\s*1\b|Task 1 heartbeat timeout", err), err
+    kept = tiles(tmp_path)
+    assert 0 < len(kept) < 12
+    told = [finish(process) for process in start_joined(tmp_path, 2)]
+    assert whole in told
+    assert kept.items() <= tiles(tmp_path).items()
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, -signal.SIGINT), (signal.SIGTERM, 143)])
@@ -277,6 +314,13 @@ def test_a_worker_that_is_none_of_n_is_refused(worker, tmp_path, monkeypatch):
     check_refusal(lambda: small(tmp_path, worker=worker), ConfigError, "worker is", monkeypatch)
 
 
+def test_a_worker_among_joined_processes_has_their_number_and_alone_it_does_everything(monkeypatch):
+    assert Worker.of("auto") == (0, 1)
+    monkeypatch.setattr(jax, "process_index", lambda: 2)
+    monkeypatch.setattr(jax, "process_count", lambda: 3)
+    assert Worker.of("auto") == (2, 3)
+
+
 def test_workers_need_a_store(monkeypatch):
     check_refusal(lambda: small(None, worker="0/2"), ConfigError, "without a store", monkeypatch)
 
@@ -294,6 +338,55 @@ def test_the_array_script_runs_all_its_workers_here_and_makes_the_results(tmp_pa
     assert done.returncode == 0, done.stderr
     assert load(tmp_path / "sweep.nc").sizes["learning_rate"] == 2
     assert "after 4 gradient steps" in (tmp_path / "sweep.txt").read_text()
+
+
+def test_the_distributed_script_starts_processes_here_that_find_one_another(tmp_path):
+    command = "sweep dpo best_of_n --problems R4 --contexts 2 --steps 2 --seeds 1 --resume --worker auto"
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    settings = {
+        "JAX_COORDINATOR_ADDRESS": address,
+        "COMMAND": f"{sys.executable} -m bandit_pft {command} --out {tmp_path}",
+    }
+    script = ROOT / "examples" / "distributed.sh"
+    done = subprocess.run(["bash", str(script)], env={**os.environ, **settings}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "runs" / "locks" / "1-of-2").exists()
+    assert load(tmp_path / "runs").sizes["algorithm"] == 2
+
+
+def test_on_slurm_the_script_hands_its_command_to_srun(tmp_path):
+    (tmp_path / "srun").write_text('#!/bin/sh\necho "$@"\n')
+    (tmp_path / "srun").chmod(0o755)
+    settings = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"}
+    script = ROOT / "examples" / "distributed.sh"
+    done = subprocess.run(["bash", str(script)], env={**os.environ, **settings}, capture_output=True, text=True)
+    _, *words = done.stdout.split()
+    assert parsed(words).worker == "auto" and parsed(words).resume
+
+
+def parsed(words):
+    """The command's options, as the program understands them."""
+    assert words[0] == "bandit-pft"
+    return cli._parser().parse_args(words[1:])
+
+
+def test_the_kubernetes_job_starts_as_many_pods_as_its_processes_expect_each_with_its_number():
+    service, job = yaml.safe_load_all((ROOT / "examples" / "kubernetes.yaml").read_text(encoding="utf-8"))
+    assert (service["kind"], job["kind"], job["spec"]["completionMode"]) == ("Service", "Job", "Indexed")
+    assert service["spec"]["selector"] == {"job-name": job["metadata"]["name"]}
+    pod = job["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    known = {entry["name"]: entry.get("value") or entry["valueFrom"] for entry in container["env"]}
+    number = "metadata.annotations['batch.kubernetes.io/job-completion-index']"
+    assert known["JAX_PROCESS_ID"] == {"fieldRef": {"fieldPath": number}}
+    assert int(known["JAX_NUM_PROCESSES"]) == job["spec"]["completions"] == job["spec"]["parallelism"]
+    # The first pod's name is its job's and -0, below the service that it belongs to.
+    assert pod["subdomain"] == service["metadata"]["name"] and service["spec"]["clusterIP"] == "None"
+    assert known["JAX_COORDINATOR_ADDRESS"].split(":")[0] == f"{job['metadata']['name']}-0.{pod['subdomain']}"
+    options = parsed([*container["command"], *container["args"]])
+    assert options.worker == "auto" and options.resume
+    assert any(options.out.is_relative_to(mount["mountPath"]) for mount in container["volumeMounts"])
 
 
 # --- what does not belong there ------------------------------------------------------------------------------------
