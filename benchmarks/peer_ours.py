@@ -6,7 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from bandit_pft import Method, bandit, sweep
-from benchmarks.tasks import BETA, TEMPERATURE, Run, Task, arrays
+from bandit_pft.methods import ADAM, SGD
+from bandit_pft.metrics import expected_reward, kl
+from bandit_pft.policies import context_network
+from benchmarks.tasks import BETA, TEMPERATURE, Network, Run, Task, arrays
 
 HYPER = {
     "forward_kl": {"beta": BETA},
@@ -38,6 +41,7 @@ def build_many(tasks: list[Task]) -> Run:
             learning_rate=float(p.rate[0]),
             data="sampled" if t.sampled else "exact",
             num_responses=t.draws,
+            optimizer=ADAM if t.adam else SGD,
         )
         for t, p in zip(tasks, problems, strict=True)
     ]
@@ -54,6 +58,39 @@ def build_many(tasks: list[Task]) -> Run:
             probe=expected_reward_probe,
         )
         return data.expected_reward.isel(step=-1).mean("algorithm").values.reshape(-1)
+
+    run(0)
+    return run
+
+
+def curves_probe(problem, state):
+    logp = state.log_probs
+    return {
+        "expected_reward": expected_reward(logp, state.rewards).mean(),
+        "kl": kl(logp, state.ref_log_probs).mean(),
+    }
+
+
+def build_network(task: Network) -> Run:
+    table = arrays(task.table)
+    rows = lambda x: np.tile(x, (task.contexts, 1))
+    problem = bandit(rows(table.reward), rows(table.ref_logp), features=task.features, name="benchmark")
+    method = Method(
+        task.objective,
+        hyper={"beta": task.beta} if task.objective == "ipo" else {},
+        learning_rate=task.rate,
+        on_policy=float(not task.offline),
+        reuse=np.inf if task.offline else task.reuse,
+        min_gap=task.min_gap,
+        num_responses=task.draws,
+        policy=context_network(),
+        optimizer=ADAM,
+    )
+
+    def run(seed: int) -> np.ndarray:
+        seeds = range(seed * task.seeds, (seed + 1) * task.seeds)
+        data = sweep(problem, method, seeds=seeds, steps=task.steps, probe=curves_probe)
+        return data.expected_reward.isel(step=-1).values.reshape(-1)
 
     run(0)
     return run
