@@ -115,7 +115,7 @@ def floor(task: Task) -> dict[str, float]:
     passes = task.steps * (task.rows / threads if alone else task.rows)
     in_cache = passes * length / IN_CACHE
     return {
-        "traffic": passes * seconds("copy", length) * (3 if task.adam else 1),
+        "traffic": passes * seconds("copy", length * (3 if task.adam else 1)),
         "exponentials": in_cache * seconds("exponentials", IN_CACHE),
         "Adam": in_cache * seconds("Adam", IN_CACHE) if task.adam else 0.0,
     }

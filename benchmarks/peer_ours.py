@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -9,7 +10,7 @@ from bandit_pft import Method, bandit, sweep
 from bandit_pft.methods import ADAM, SGD
 from bandit_pft.metrics import expected_reward, kl
 from bandit_pft.policies import context_network
-from benchmarks.tasks import BETA, TEMPERATURE, Network, Run, Task, arrays
+from benchmarks.tasks import BETA, MANY, TEMPERATURE, Network, Run, Task, arrays
 
 HYPER = {
     "forward_kl": {"beta": BETA},
@@ -45,6 +46,8 @@ def build_many(tasks: list[Task]) -> Run:
         )
         for t, p in zip(tasks, problems, strict=True)
     ]
+    # The widest batch of an accelerator; on a CPU tiles of the package's own width share the cores.
+    tile = task.rows if task.actions <= MANY and jax.default_backend() != "cpu" else None
     grid = None if single else {"learning_rate": problems[0].rate[:: task.seeds].tolist()}
 
     def run(seed: int) -> np.ndarray:
@@ -56,6 +59,7 @@ def build_many(tasks: list[Task]) -> Run:
             every=task.steps,
             grid=grid,
             probe=expected_reward_probe,
+            tile=tile,
         )
         return data.expected_reward.isel(step=-1).mean("algorithm").values.reshape(-1)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 
 import numpy as np
@@ -205,7 +206,7 @@ def _train(task: Network, seed: int, steps: int) -> float:
     features = torch.from_numpy(task.features).to(DEVICE)
     layer = torch.nn.Linear
     widths = (features.shape[1], 50, 256, 256, task.actions)
-    first, *others = (layer(*pair) for pair in zip(widths, widths[1:], strict=False))
+    first, *others = (layer(*pair) for pair in itertools.pairwise(widths))
     net = torch.nn.Sequential(first, torch.nn.LayerNorm(50), torch.nn.ReLU(), others[0], torch.nn.ReLU(), others[1],
                               torch.nn.ReLU(), others[2])  # fmt: skip
     for linear in (first, *others):

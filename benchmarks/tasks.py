@@ -33,6 +33,7 @@ import numpy as np
 
 BETA = 0.1
 TEMPERATURE = 0.5
+MANY = 2048  # actions above which a pass over all of them is what a step costs
 EPS = 1e-4  # in group z-scores
 ADAM = {"b1": 0.9, "b2": 0.999, "eps": 1e-8}
 
@@ -182,12 +183,12 @@ def workloads(quick: bool = False) -> dict[str, list[Task | Network]]:
     return {
         "W1": small("W1", EXACT, False, 0) + small("W1", SAMPLED, True, 0),
         "W2": large("W2", 1),
-        "W3": large("W3", 2) + [cell("W3", 2, "rloo", True, 100.0), cell("W3", 2, "dpo", True, 300.0)],
+        "W3": [*large("W3", 2), cell("W3", 2, "rloo", True, 100.0), cell("W3", 2, "dpo", True, 300.0)],
         "W4 exact": small("W4 exact", ALL_EXACT, False, 3),
         "W4 sampled": small("W4 sampled", ALL_SAMPLED, True, 3),
         "W5": [
-            network("best_of_n", 10, 300, 0.003),
-            network("ipo", 10, 300, 0.003),
+            network("best_of_n", 10, 300, 0.001),
+            network("ipo", 10, 150, 0.003),
             network("ipo", 100, 200, 0.003, offline=True, min_gap=0.2),
         ],
     }
