@@ -83,7 +83,7 @@ def _flat(axes: Any, results: dict[str, Any]) -> None:
 
 
 def _sparse(axes: Any, results: dict[str, Any]) -> None:
-    axes.set(xscale="log", yscale="log", xlabel="actions", ylabel="us per step")
+    axes.set(xscale="log", yscale="log", xlabel="actions", ylabel="µs per step")
     for name, colour, text in (
         (scaling.DENSE, REWARD_EDGE, "dense"),
         (scaling.SPARSE, COLOURS["supervised"], "on the drawn actions"),
