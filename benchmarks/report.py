@@ -144,7 +144,8 @@ def _table(cells: list[dict[str, Any]], names: list[str], host: dict[str, Any]) 
         f"- \\* {name}: {steps} steps were run, and the time scaled; agreement of these rows is checked at small sizes."
         for name, steps in sorted(scaled)
     ]
-    lines += [f"- n/a: {reason} ({', '.join(labels)})" for reason, labels in reasons.items()]
+    for reason, labels in reasons.items():
+        lines.append(f"- n/a: {reason}" + (f" ({', '.join(labels)})" if len(labels) < len(cells) else ""))
     return lines
 
 
