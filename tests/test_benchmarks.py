@@ -100,8 +100,8 @@ def test_adam_takes_a_table_to_the_same_policies_in_every_library(peer):
 def test_torch_trains_the_papers_network_to_the_rewards_of_the_package():
     how = {p.name: p for p in PEERS}
     for task in (
-        Network("W5", "ipo", 20, 4, 60, 0.003, offline=True, min_gap=0.2),
-        Network("W5", "best_of_n", 5, 4, 60, 0.003),
+        Network("W5", "ipo", 20, 3, 60, 0.003, offline=True, min_gap=0.2),
+        Network("W5", "best_of_n", 5, 3, 60, 0.003),
     ):
         runs = {name: [builder(how[name], task)(task)(seed) for seed in (1, 2)] for name in ("bandit_pft", "torch")}
         assert disagreement(task, runs) == ""
