@@ -12,67 +12,102 @@ import os
 import platform
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks import cold, scaling
-from benchmarks.peers import OURS, PEERS, Worker
-from benchmarks.tasks import TITLES, Task, workloads
+from benchmarks import cold, history, scaling
+from benchmarks.peers import PEERS, Worker
+from benchmarks.report import render
+from benchmarks.tasks import MANY, Network, Task, workloads
 
 HERE = Path(__file__).parent
 PACKAGES = ("numpy", "jax", "jaxlib", "optax", "torch", "numba", "bandit_pft")
 
 
+PARTS = ("W1", "W2", "W3", "W4", "W5", "cold", "scaling")
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="tiny sizes: shows that everything works, times are noise")
-    parser.add_argument("--only", nargs="*", metavar="WORKLOAD", help="of: W1 W2 W3 W4 cold scaling")
+    parser.add_argument("--only", nargs="*", metavar="PART", help=f"of: {' '.join(PARTS)}")
     parser.add_argument("--peers", nargs="*", metavar="NAME", help=f"of: {', '.join(repr(p.name) for p in PEERS)}")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--budget", type=float, default=20.0, help="seconds after which a peer stops repeating a cell")
+    parser.add_argument("--budget", type=float, default=10.0, help="seconds after which a peer stops repeating a cell")
     parser.add_argument("--limit", type=float, default=180.0, help="seconds that one compilation or run may take")
-    parser.add_argument("--out", type=Path, default=HERE, help="folder for results.json and RESULTS.md")
+    parser.add_argument("--out", type=Path, default=HERE, help="folder for the report, its figure and history.jsonl")
     given = parser.parse_args(arguments)
     known = {peer.name: peer for peer in PEERS}
     for name in given.peers or ():
         if name not in known:
             parser.error(f"no peer is named {name!r}: choose from {', '.join(map(repr, known))}")
     for name in given.only or ():
-        if name not in ("W1", "W2", "W3", "W4", "cold", "scaling"):
-            parser.error(f"no workload is named {name!r}: choose from W1, W2, W3, W4, cold, scaling")
+        if name not in PARTS:
+            parser.error(f"no part is named {name!r}: choose from {', '.join(PARTS)}")
     peers = [known[name] for name in given.peers or known]
     wanted = lambda name: not given.only or name.split()[0] in given.only
     if given.quick:
         given.repeats = min(given.repeats, 2)
+    given.out.mkdir(parents=True, exist_ok=True)
+    report: dict[str, Any] = {"machine": machine(), "quick": given.quick, "cells": [], "failed": {}}
 
-    report: dict[str, Any] = {"machine": machine(), "quick": given.quick, "cells": []}
+    def save() -> str:
+        """After each piece, so that a run that is killed leaves what it has."""
+        text = render(report, [peer.name for peer in peers])
+        (given.out / "results.json").write_text(json.dumps(report, indent=1) + "\n")
+        (given.out / "RESULTS.md").write_text(text + "\n")
+        return text
+
+    @contextmanager
+    def part(name: str) -> Iterator[None]:
+        """A part that fails is a line of the report."""
+        try:
+            yield
+        except Exception as error:
+            report["failed"][name] = f"{type(error).__name__}: {str(error)[:200]}"
+            print(f"{name} failed: {report['failed'][name]}", file=sys.stderr)
+        save()
+
     workers = [Worker(peer) for peer in peers]
     try:
-        for name, tasks in workloads(given.quick).items():
-            if wanted(name):
-                for task in tasks:
+        for workload, tasks in workloads(given.quick).items():
+            for task in tasks if wanted(workload) else ():
+                with part(f"{workload} {task.label}"):
                     report["cells"].append(cell(task, workers, given.repeats, given.budget, given.limit))
+        with part("memory"):
+            answers = {worker.peer.name: worker.ask("memory") for worker in workers if worker.process is not None}
+            report["memory"] = {name: answer.value for name, answer in answers.items() if not answer.reason}
     finally:
         for worker in workers:
             worker.stop()
     if wanted("cold"):
-        report["cold"] = cold.measure(peers, given.quick, given.limit)
+        with part("cold"):
+            report["cold"] = {}
+            cold.measure(peers, given.quick, given.limit, report["cold"], save)
     if wanted("scaling"):
-        report["scaling"] = scaling.measure(given.quick)
-    report["load_at_end"] = os.getloadavg()
+        with part("scaling"):
+            report["scaling"] = {}
+            scaling.measure(given.quick, report["scaling"], save, given.limit)
+    with part("figure"):
+        from benchmarks import figure
 
-    text = render(report, [peer.name for peer in peers])
-    print(text)
-    given.out.mkdir(parents=True, exist_ok=True)
-    (given.out / "results.json").write_text(json.dumps(report, indent=1) + "\n")
-    (given.out / "RESULTS.md").write_text(text + "\n")
+        report["figure"] = figure.draw(report, given.out)
+    report["load_at_end"] = os.getloadavg()
+    if not (given.quick or given.only or given.peers):
+        with part("history"):
+            now, path = history.entry(report), given.out / "history.jsonl"
+            report["since"] = history.compared(now, history.last(path, now["machine"]))
+            history.append(path, now)
+    print(save())
     wrong = [c for c in report["cells"] if c["disagreement"]]
     for c in wrong:
         print(f"DISAGREE {c['workload']} {c['label']}: {c['disagreement']}", file=sys.stderr)
-    return 1 if wrong else 0
+    return 1 if wrong or report["failed"] else 0
 
 
 def machine() -> dict[str, Any]:
@@ -107,32 +142,50 @@ def machine() -> dict[str, Any]:
 
 
 # --- one task, all peers -------------------------------------------------------------------------------------------
-def cell(task: Task, workers: list[Worker], repeats: int, budget: float, limit: float) -> dict[str, Any]:
-    """Times [s] and results of every peer on one task."""
+def cell(task: Task | Network, workers: list[Worker], repeats: int, budget: float, limit: float) -> dict[str, Any]:
+    """Times [s] and results of every peer on one task, with the floor below them where one is counted."""
     built, reasons = {}, {}
+    many = task.actions > MANY
     for worker in workers:
+        if reason := worker.peer.skips.get(task.workload):
+            reasons[worker.peer.name] = reason
+            continue
         answer = worker.build(task, limit)
         if answer.reason:
             reasons[worker.peer.name] = answer.reason
         else:
             built[worker.peer.name] = answer.seconds
+    scaled_from = {
+        worker.peer.name: worker.peer.capped
+        for worker in workers
+        if worker.peer.capped
+        and worker.peer.name in built
+        and many
+        and task.sampled
+        and task.steps > worker.peer.capped
+    }
     times: dict[str, list[float]] = {name: [] for name in built}
     values: dict[str, list[np.ndarray]] = {name: [] for name in built}
-    loads = []
+    loads, floors = [], []
     for repeat in range(repeats):
         loads.append(os.getloadavg()[0])
+        if isinstance(task, Task) and many and not task.sampled and any(w.peer.name == "C" for w in workers):
+            floors += _floor(task)
         # Another order each time: nobody always runs in the wake of the same peer.
         for worker in workers[repeat % len(workers) :] + workers[: repeat % len(workers)]:
             name = worker.peer.name
             if name in reasons or sum(times[name]) > budget:
                 continue
-            answer = worker.ask("run", 1 + repeat, limit)
+            steps = scaled_from.get(name)
+            answer = worker.ask("run", (1 + repeat, *((steps,) if steps else ())), limit)
             if answer.reason:
                 reasons[name] = answer.reason
                 continue
-            times[name].append(answer.seconds)
-            values[name].append(answer.value)
-    done = {name: x for name, x in values.items() if x and name not in reasons}
+            times[name].append(answer.seconds * (task.steps / steps if steps else 1))
+            if not steps:
+                values[name].append(answer.value)
+    done = [name for name, x in times.items() if x and name not in reasons]
+    compared = {name: values[name] for name in done if values[name]}
     print(f"{task.workload} {task.label}: " + ", ".join(f"{n} {np.median(times[n]):.3g} s" for n in done), flush=True)
     return {
         "workload": task.workload,
@@ -141,14 +194,28 @@ def cell(task: Task, workers: list[Worker], repeats: int, budget: float, limit: 
         "seconds": {name: float(np.median(times[name])) for name in done},
         "all_seconds": {name: times[name] for name in done},
         "setup_seconds": built,
-        "expected_reward": {name: float(np.mean(x)) for name, x in done.items()},
+        "expected_reward": {name: float(np.mean(x)) for name, x in compared.items()},
         "not_available": reasons,
+        "scaled_from": {name: steps for name, steps in scaled_from.items() if name in done},
+        "floor": {part: float(np.median([x[part] for x in floors])) for part in floors[0]} if floors else None,
         "load": loads,
-        "disagreement": disagreement(task, done),
+        "disagreement": disagreement(task, compared),
     }
 
 
-def disagreement(task: Task, values: dict[str, list[np.ndarray]], exact: float = 1e-3, deviations: float = 5.0) -> str:
+def _floor(task: Task) -> list[dict[str, float]]:
+    """One measurement, none without a C compiler."""
+    try:
+        from benchmarks.peer_c import floor
+
+        return [floor(task)]
+    except (RuntimeError, OSError):
+        return []
+
+
+def disagreement(
+    task: Task | Network, values: dict[str, list[np.ndarray]], exact: float = 1e-3, deviations: float = 5.0
+) -> str:
     """Empty where all peers computed the same thing: each policy within `exact`, or within the error of sampling.
 
     Sampled runs are averaged over learning rates first: a peer may use the same draws for all of them.
@@ -177,65 +244,6 @@ def disagreement(task: Task, values: dict[str, list[np.ndarray]], exact: float =
         if abs(x.mean() - others.mean()) > deviations * error:
             said.append(f"{name} {x.mean():.4f}, others {others.mean():.4f} +- {error:.1g}")
     return ", ".join(said)
-
-
-# --- the report ----------------------------------------------------------------------------------------------------
-def render(report: dict[str, Any], names: list[str]) -> str:
-    """Markdown tables: microseconds per step, totals, and each peer's time over ours."""
-    host = report["machine"]
-    load = " / ".join(f"{x:.2f}" for x in (host["load_before"][0], report["load_at_end"][0]))
-    lines = ["# Benchmark results", ""]
-    if report["quick"]:
-        lines += ["**Quick run with tiny sizes: it shows that all peers agree; its times mean nothing.**", ""]
-    lines += [
-        f"{host['processor']}, {host['cores']} cores, Python {host['python']}, "
-        + ", ".join(f"{name} {v}" for name, v in host["versions"].items())
-        + f"; {host['date']}; load average before / after {load}.",
-    ]
-    if "triad_GB_per_s" in host:
-        lines += [
-            f"Measured limits, all cores: {host['triad_GB_per_s']:.1f} GB/s (a = b + s c), "
-            f"{host['exponentials_per_ns']:.2f} exponentials per ns (float32, in cache)."
-        ]
-    lines += ["Median of interleaved repetitions after warm-up, float32; every row's results agree between peers."]
-    for workload in dict.fromkeys(c["workload"] for c in report["cells"]):
-        cells = [c for c in report["cells"] if c["workload"] == workload]
-        lines += ["", f"## {workload}: {TITLES[workload]}" if not report["quick"] else f"## {workload}", ""]
-        lines += _table(cells, names, host)
-    for cold_table in [report.get("cold")]:
-        if cold_table:
-            lines += ["", "## Cold start: a fresh process until eight methods x 200 steps x 32 seeds are done", ""]
-            lines += cold.table(cold_table)
-    if report.get("scaling"):
-        lines += ["", "## Scaling of bandit_pft", "", *scaling.table(report["scaling"])]
-    return "\n".join(lines)
-
-
-def _table(cells: list[dict[str, Any]], names: list[str], host: dict[str, Any]) -> list[str]:
-    lines = ["| microseconds per step | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
-    reasons = []
-    for c in cells:
-        row = []
-        for name in names:
-            seconds = c["seconds"].get(name)
-            row.append("n/a" if seconds is None else f"{seconds / c['task']['steps'] * 1e6:,.1f}")
-            if seconds is None:
-                reasons.append(f"{name}, {c['label']}: {c['not_available'].get(name, 'did not run')}")
-        flag = " **disagrees**" if c["disagreement"] else ""
-        lines.append(f"| {c['label']}{flag} | " + " | ".join(row) + " |")
-    total = {n: sum(c["seconds"][n] for c in cells) for n in names if all(n in c["seconds"] for c in cells)}
-    show = lambda f: " | ".join(f(total[n]) if n in total else "n/a" for n in names)
-    lines.append("| total [ms] | " + show(lambda s: f"{1e3 * s:,.1f}") + " |")
-    if OURS in total:
-        lines.append(f"| time over that of {OURS} | " + show(lambda s: f"{s / total[OURS]:.2f}") + " |")
-    if "C" in total:
-        lines.append("| time over that of C | " + show(lambda s: f"{s / total['C']:.2f}") + " |")
-    if "exponentials_per_ns" in host:
-        exps = [c["task"]["rates"] * c["task"]["seeds"] * c["task"]["actions"] * c["task"]["steps"] for c in cells]
-        floor = sum(exps) / host["exponentials_per_ns"] / 1e6
-        lines += ["", f"One exponential per action, policy and step, and nothing else, would take {floor:,.1f} ms."]
-    lines += [f"- n/a: {reason}" for reason in reasons]
-    return lines
 
 
 if __name__ == "__main__":

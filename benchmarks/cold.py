@@ -45,9 +45,8 @@ def child(name: str, quick: bool) -> dict[str, float]:
     return {"import": imported - start, "first": first - imported, "again": second - first}
 
 
-def measure(peers: list[Peer], quick: bool, limit: float) -> dict[str, Any]:
-    """Per peer: no cache, an empty cache being filled, the filled cache."""
-    results: dict[str, Any] = {}
+def measure(peers: list[Peer], quick: bool, limit: float, results: dict[str, Any], save: Any) -> None:
+    """Fills `results`, per peer: no cache, an empty cache being filled, the filled cache."""
     for peer in peers:
         if peer.function != "build" or peer.environment:
             continue  # compiling eight steps takes torch minutes; devices do not change the start
@@ -58,7 +57,7 @@ def measure(peers: list[Peer], quick: bool, limit: float) -> dict[str, Any]:
                 name = f"{peer.name}, {stage}"
                 results[name] = _fresh(peer, quick, limit, variable, where)
                 print(f"cold start of {name}: {results[name]}", flush=True)
-    return results
+                save()
 
 
 def _fresh(peer: Peer, quick: bool, limit: float, variable: str | None, where: str | None) -> dict[str, Any]:

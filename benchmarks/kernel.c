@@ -17,7 +17,7 @@ enum { FORWARD_KL, REVERSE_KL, RWR, REINFORCE, RLOO, GRPO, BEST_OF_N, PREF_FT, D
 enum { BLOCK = 256, MAX_DRAWS = 64 };
 
 typedef struct {
-    int objective, sampled, actions, padded, rows, steps, draws; // padded: actions rounded up to a vector, logits -1e30
+    int objective, sampled, adam, actions, padded, rows, steps, draws; // padded: actions rounded up to a vector, logits -1e30
     float beta, temperature, eps;
     const float *ref, *reward, *rate, *target;
     const int32_t *order; // actions by increasing reward
@@ -103,28 +103,45 @@ static void exact_pairs_row(const Task *t, int row, float *x, float *p, float *f
     }
 }
 
+// Adam's change of a logit by the direction g, and its moments; `size` and `eps` hold the corrections of the step.
+#define ADAM(g, m, v, size, eps) (m = 0.9f * m + 0.1f * (g), v = 0.999f * v + 0.001f * (g) * (g), size * m / (sqrtf(v) + eps))
+static void corrections(float rate, int step, float *size, float *eps) {
+    double root = sqrt(1 - pow(0.999, step));
+    *size = step ? rate * root / (1 - pow(0.9, step)) : 0, *eps = 1e-8 * (step ? root : 1);
+}
+
 // One weighted mean is enough: update and exponentiate again in one pass. The actions [lo, hi) are this thread's.
 #define PASS(CHANGE, MOMENTS)                                                                                          \
-    for (int a = lo; a < hi; a++) {                                                                                    \
-        float y0 = x[a], y = y0 + (CHANGE), e = fexp(y - shift);                                                       \
-        x[a] = y, p[a] = e, z += e;                                                                                    \
-        MOMENTS;                                                                                                       \
-    }
+    if (adam)                                                                                                          \
+        for (int a = lo; a < hi; a++) {                                                                                \
+            float y0 = x[a], g = (CHANGE), y = y0 + ADAM(g, m[a], v[a], size, eps), e = fexp(y - shift);               \
+            x[a] = y, p[a] = e, z += e;                                                                                \
+            MOMENTS;                                                                                                   \
+        }                                                                                                              \
+    else                                                                                                               \
+        for (int a = lo; a < hi; a++) {                                                                                \
+            float y0 = x[a], y = y0 + (CHANGE), e = fexp(y - shift);                                                   \
+            x[a] = y, p[a] = e, z += e;                                                                                \
+            MOMENTS;                                                                                                   \
+        }
 
-static void exact_row(const Task *t, int row, float *restrict x, float *restrict p, const float *restrict w, int lo,
-                      int hi, float (*shared)[16], int thread, int team) {
+static void exact_row(const Task *t, int row, float *restrict x, float *restrict p, float *restrict m,
+                      float *restrict v, const float *restrict w, int lo, int hi, float (*shared)[16], int thread,
+                      int team) {
     const float *restrict ref = t->ref, *restrict target = t->target, *restrict r = t->reward;
-    float shift = 0, lr = t->rate[row], inverse = 1 / t->beta, n = t->draws, mean = 0, scale = 0;
+    int adam = t->adam;
+    float size, eps, shift = 0, lr = adam ? 1 : t->rate[row], inverse = 1 / t->beta, n = t->draws, mean = 0, scale = 0;
     int name = t->objective;
     for (int step = 0; step <= t->steps; step++) {
         float z = 0, s = 0, q = 0;
+        corrections(t->rate[row], step, &size, &eps);
         if (name == FORWARD_KL) {
             float pull = step ? lr : 0;
             PASS(pull * target[a] - scale * p[a], )
         } else if (name == REVERSE_KL) {
             PASS(scale * p[a] * (r[a] * inverse + ref[a] - y0 - mean), s += e * (r[a] * inverse + ref[a] - y))
         } else if (name == GRPO) {
-            PASS(scale * p[a] * (w[a] - mean), float m = e * w[a]; s += m; q += m * w[a])
+            PASS(scale * p[a] * (w[a] - mean), float ew = e * w[a]; s += ew; q += ew * w[a])
         } else {
             PASS(scale * p[a] * (w[a] - mean), s += e * w[a])
         }
@@ -298,9 +315,9 @@ void run(const Task *t, uint64_t seed, float *out) {
         int lo = alone ? 0 : (int)((int64_t)K / 16 * me / team) * 16, hi = alone ? K : (int)((int64_t)K / 16 * (me + 1) / team) * 16;
         for (int row = alone ? me : 0; row < t->rows; row += alone ? omp_get_num_threads() : 1) {
             memcpy(x + lo, t->ref + lo, (hi - lo) * sizeof(float));
-            memset(p + lo, 0, (hi - lo) * sizeof(float));
+            for (int i = 0; i < 3; i++) memset(p + i * (size_t)K + lo, 0, (hi - lo) * sizeof(float));
             if (t->sampled) sampled_row(t, row, seed, x, p, f);
-            else if (simple) exact_row(t, row, x, p, w, lo, hi, shared, me, team);
+            else if (simple) exact_row(t, row, x, p, f, f + K, w, lo, hi, shared, me, team);
             else exact_pairs_row(t, row, x, p, f);
             if (!alone) {
 #pragma omp barrier
@@ -335,19 +352,35 @@ double triad(int n, float *a, const float *b, const float *c) {
     return omp_get_wtime() - start;
 }
 
-// Seconds for `passes` passes of n exponentials per thread, inside the cache.
-double exponentials(int n, int passes, float *sink) {
-    double start = omp_get_wtime();
-#pragma omp parallel
+// Seconds per pass, over `count` passes of every thread at once: a copy of n floats in memory of the thread's own, or
+// the exponentials or Adam's changes of n numbers in its cache.
+enum { COPY, EXPONENTIALS, CHANGES };
+double passes(int kind, int n, int count) {
+    double seconds = 0;
+    float sink = 0;
+#pragma omp parallel reduction(max : seconds) reduction(+ : sink)
     {
-        float x[4096], total = 0;
-        for (int i = 0; i < n; i++) x[i] = -1e-3f * i;
-        for (int k = 0; k < passes; k++) {
-            float add = 1e-6f * k, sum = 0;
-            for (int i = 0; i < n; i++) sum += fexp(x[i] + add);
-            total += sum;
+        unsigned rounding = _mm_getcsr();
+        _mm_setcsr(rounding | 0x8040);
+        int room = kind == COPY ? n : 4 * n;
+        float *from = malloc(room * sizeof(float)), *to = malloc(room * sizeof(float));
+        for (int i = 0; i < room; i++) from[i] = -1e-3f * (i % 4096), to[i] = 0;
+        float *restrict g = from, *restrict x = to, *restrict m = to + n, *restrict v = to + 2 * (size_t)n;
+#pragma omp barrier
+        double start = omp_get_wtime();
+        for (int k = 0; k < count; k++) {
+            float add = 1e-6f * k;
+            if (kind == COPY) memcpy(to, from, n * sizeof(float));
+            else if (kind == EXPONENTIALS)
+                for (int i = 0; i < n; i++) sink += fexp(g[i] + add);
+            else
+                for (int i = 0; i < n; i++) x[i] += ADAM(g[i], m[i], v[i], add, 1e-8f);
+            __asm__ volatile("" : : "r"(to), "r"(from) : "memory"); // every pass is made
         }
-        sink[omp_get_thread_num()] = total;
+        seconds = omp_get_wtime() - start;
+        sink += to[n / 2];
+        free(from), free(to);
+        _mm_setcsr(rounding);
     }
-    return omp_get_wtime() - start;
+    return sink == 12345 ? 0 : seconds / count;
 }

@@ -27,7 +27,7 @@ OBJECTIVES = (
     "dpo",
     "ipo",
 )
-_ints = ("objective", "sampled", "actions", "padded", "rows", "steps", "draws")
+_ints = ("objective", "sampled", "adam", "actions", "padded", "rows", "steps", "draws")
 _floats = ("beta", "temperature", "eps")
 _pointers = ("ref", "reward", "rate", "target", "order")
 
@@ -69,8 +69,8 @@ def library() -> ctypes.CDLL:
     kernel.run.restype = None
     kernel.triad.argtypes = [ctypes.c_int, *[ctypes.c_void_p] * 3]
     kernel.triad.restype = ctypes.c_double
-    kernel.exponentials.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_void_p]
-    kernel.exponentials.restype = ctypes.c_double
+    kernel.passes.argtypes = [ctypes.c_int] * 3
+    kernel.passes.restype = ctypes.c_double
     kernel.threads.restype = ctypes.c_int
     return kernel
 
@@ -81,7 +81,7 @@ def build(task: Task) -> Run:
     extra = -task.actions % 16
     pad = lambda x, value: np.pad(x, (0, extra), constant_values=np.float32(value))
     tables = pad(problem.ref_logp, -1e30), pad(problem.reward, 0), problem.rate, pad(problem.target, 0), order
-    sizes = (task.sampled, task.actions, task.actions + extra, task.rows, task.steps, task.draws)
+    sizes = (task.sampled, task.adam, task.actions, task.actions + extra, task.rows, task.steps, task.draws)
     given = _Task(OBJECTIVES.index(task.objective), *sizes, BETA, TEMPERATURE, EPS, *(x.ctypes.data for x in tables))
 
     def run(seed: int, tables=tables) -> np.ndarray:  # holds on to the arrays behind the pointers
@@ -92,13 +92,43 @@ def build(task: Task) -> Run:
     return run
 
 
+IN_CACHE = 2048  # floats
+_kinds = ("copy", "exponentials", "Adam")
+
+
+def seconds(kind: str, n: int) -> float:
+    """One pass of every thread over n floats of its own."""
+    once = max(library().passes(_kinds.index(kind), n, 1), 1e-7)
+    return library().passes(_kinds.index(kind), n, 1 + min(100_000, int(0.01 / once)))
+
+
+def floor(task: Task) -> dict[str, float]:
+    """Seconds that an exact task cannot do without, measured now, one after the other.
+
+    traffic: logits are read and written, with Adam its two moments as well, at the speed of a copy between arrays of
+    the size that a core holds. exponentials: one per action. Adam: its arithmetic, in cache.
+    """
+    threads = library().threads()
+    # As the kernel shares the work out: rows among threads, or one row among all.
+    alone = task.rows >= threads
+    length = task.actions if alone else task.actions // threads
+    passes = task.steps * (task.rows / threads if alone else task.rows)
+    in_cache = passes * length / IN_CACHE
+    return {
+        "traffic": passes * seconds("copy", length * (3 if task.adam else 1)),
+        "exponentials": in_cache * seconds("exponentials", IN_CACHE),
+        "Adam": in_cache * seconds("Adam", IN_CACHE) if task.adam else 0.0,
+    }
+
+
 def machine(repeats: int = 5) -> dict[str, float]:
     """Measured limits: memory bandwidth of a = b + s c [GB/s] and exponentials in cache [1/ns], all cores."""
     kernel = library()
     n = 1 << 24
     a, b, c = (np.ones(n, np.float32) for _ in range(3))
-    sink = np.zeros(1024, np.float32)
-    threads = kernel.threads()
     triad = min(kernel.triad(n, *(x.ctypes.data for x in (a, b, c))) for _ in range(repeats + 1))
-    exps = min(kernel.exponentials(4096, 5000, sink.ctypes.data) for _ in range(repeats))
-    return {"triad_GB_per_s": 12 * n / triad / 1e9, "exponentials_per_ns": 4096 * 5000 * threads / exps / 1e9}
+    exps = min(seconds("exponentials", IN_CACHE) for _ in range(repeats))
+    return {
+        "triad_GB_per_s": 12 * n / triad / 1e9,
+        "exponentials_per_ns": IN_CACHE * kernel.threads() / exps / 1e9,
+    }

@@ -13,9 +13,10 @@ from benchmarks.tasks import BETA, EPS, TEMPERATURE, Run, Task, arrays
 def build(task: Task) -> Run:
     ref, reward, rate, target = (jnp.asarray(x) for x in arrays(task))
     loss = _sampled_loss if task.sampled else _exact_loss
+    make = optax.adam if task.adam else optax.sgd
 
     def step(logits, opt_state, rate, key):
-        optimizer = optax.sgd(rate)
+        optimizer = make(rate)
         grads = jax.grad(loss)(logits, key, ref, reward, target, task)
         updates, opt_state = optimizer.update(grads, opt_state)
         return optax.apply_updates(logits, updates), opt_state
@@ -34,7 +35,7 @@ def build(task: Task) -> Run:
     def run(seed: int, steps: int = task.steps) -> np.ndarray:
         key = jax.random.key(seed)
         logits = jnp.tile(ref, (task.rows, 1))
-        opt_state = jax.vmap(lambda x: optax.sgd(1.0).init(x))(logits)
+        opt_state = jax.vmap(make(1.0).init)(logits)
         for _ in range(steps):
             logits, opt_state, key = step_all(logits, opt_state, key)
         return np.asarray(expected_reward(logits))

@@ -55,12 +55,27 @@ def expected(x, reward):
     return s / z
 
 
+@numba.njit(inline="always", **_options)
+def adam(g, m, v, a, size, eps):
+    """Change of a logit; `size` and `eps` hold the corrections of the step."""
+    m[a] = f32(0.9) * m[a] + f32(0.1) * g
+    v[a] = f32(0.999) * v[a] + f32(0.001) * g * g
+    return size * m[a] / (math.sqrt(v[a]) + eps)
+
+
+@numba.njit(**_options)
+def corrections(rate, step):
+    root = math.sqrt(1 - 0.999**step)
+    return f32(rate * root / (1 - 0.9**step)), f32(1e-8 * root)
+
+
 # --- every action enumerated -------------------------------------------------------------------------------------
 @numba.njit(**_options)
-def exact_linear(x, p, w, target, offset, rate, steps, name, n):
+def exact_linear(x, p, w, target, offset, rate, steps, name, n, use_adam):
     """Objectives whose force needs one weighted mean. The shift is the previous step's log-sum-exp."""
     shift = f32(0)
-    for _ in range(steps):
+    m, v = np.zeros_like(x), np.zeros_like(x)
+    for step in range(steps):
         z = softmax(x, shift, p)
         scale = rate / z
         if name == 0:
@@ -79,6 +94,13 @@ def exact_linear(x, p, w, target, offset, rate, steps, name, n):
                 mean += p[a] * w[a]
                 square += p[a] * w[a] * w[a]
             mean /= z
+            if use_adam:
+                size, eps = corrections(rate, step + 1)
+                inverse = f32(1) / z
+                for a in range(x.size):
+                    x[a] += adam(inverse * p[a] * (w[a] - mean), m, v, a, size, eps)
+                shift += math.log(z)
+                continue
             if name == 5:
                 scale *= f32((n - 1) / n) / (math.sqrt(max(square / z - mean * mean, f32(0))) + _eps)
             for a in range(x.size):
@@ -133,13 +155,13 @@ def exact_ranked(x, p, ref, reward, order, rate, steps, name, n):
 
 
 @numba.njit(parallel=True, **_options)
-def exact_rows(ref, reward, w, target, offset, order, rate, steps, name, n, out):
+def exact_rows(ref, reward, w, target, offset, order, rate, steps, name, n, use_adam, out):
     for row in numba.prange(rate.size):
         x, p = ref.copy(), np.empty_like(ref)
         if name == 6 or name >= 8:
             exact_ranked(x, p, ref, reward, order, rate[row], steps, name, n)
         else:
-            exact_linear(x, p, w, target, offset, rate[row], steps, name, n)
+            exact_linear(x, p, w, target, offset, rate[row], steps, name, n, use_adam)
         out[row] = expected(x, reward)
 
 
@@ -171,21 +193,38 @@ def advance(x, p, g, shift, scale, mean, pull, name, sums):
     sums[0], sums[1], sums[2] = z, s, q
 
 
+@numba.njit(**_options)
+def advance_adam(x, p, g, m, v, shift, scale, mean, size, eps, sums):
+    z, s = f32(0), f32(0)
+    for a in range(x.size):
+        y = x[a] + adam(scale * p[a] * (g[a] - mean), m, v, a, size, eps)
+        e = exp(y - shift)
+        x[a], p[a] = y, e
+        z += e
+        s += e * g[a]
+    sums[0], sums[1] = z, s
+
+
 @numba.njit(parallel=True, **_options)
-def exact_one_row(ref, reward, g, rate, steps, name, n, out, chunks):
+def exact_one_row(ref, reward, g, rate, steps, name, n, use_adam, out, chunks):
     """The cores share one row, and meet once a step."""
-    x, p = ref.copy(), np.zeros_like(ref)
+    x, p, m, v = ref.copy(), np.zeros_like(ref), np.zeros_like(ref), np.zeros_like(ref)
     shift, scale, mean = f32(0), f32(0), f32(0)
     sums = np.zeros((chunks, 16), np.float32)
     size = (ref.size + chunks - 1) // chunks
     for step in range(steps + 1):
+        change, eps = corrections(rate, step) if step else (f32(0), f32(1e-8))
         for c in numba.prange(chunks):
             part = slice(c * size, min((c + 1) * size, ref.size))
             pull = rate if step else f32(0)
-            advance(x[part], p[part], g[part], shift, scale, mean, pull, name, sums[c])
+            if use_adam:
+                here = m[part], v[part], shift, scale, mean, change, eps, sums[c]
+                advance_adam(x[part], p[part], g[part], *here)
+            else:
+                advance(x[part], p[part], g[part], shift, scale, mean, pull, name, sums[c])
         z, s, q = sums[:, 0].sum(), sums[:, 1].sum(), sums[:, 2].sum()
         mean = s / z
-        scale = rate / z
+        scale = (f32(1) if use_adam else rate) / z
         if name == 5:
             scale *= f32((n - 1) / n) / (math.sqrt(max(q / z - mean * mean, f32(0))) + _eps)
         shift += math.log(z)
@@ -339,6 +378,8 @@ NAMES = ("forward_kl", "reverse_kl", "rwr", "reinforce", "rloo", "grpo", "best_o
 
 
 def build(task: Task) -> Run:
+    if task.adam and task.objective not in ("rwr", "reinforce"):
+        raise NotImplementedError("Adam is written for objectives with one weighted mean")
     ref, reward, rate, target = arrays(task)
     name = NAMES.index(task.objective)
     w = np.exp(reward / f32(TEMPERATURE)) if task.objective == "rwr" else reward
@@ -350,11 +391,11 @@ def build(task: Task) -> Run:
         if task.sampled:
             sampled_rows(ref, reward, rate, steps, name, task.draws, seed, out)
         elif task.rows > 1:
-            exact_rows(ref, reward, w, target, offset, order, rate, steps, name, task.draws, out)
+            exact_rows(ref, reward, w, target, offset, order, rate, steps, name, task.draws, task.adam, out)
         else:
             chunks = numba.get_num_threads()
             g = {"forward_kl": target, "reverse_kl": offset}.get(task.objective, w)
-            exact_one_row(ref, reward, g, rate[0], steps, name, task.draws, out, chunks)
+            exact_one_row(ref, reward, g, rate[0], steps, name, task.draws, task.adam, out, chunks)
         return out
 
     run(0, 1)

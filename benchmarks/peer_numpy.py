@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from benchmarks.tasks import BETA, EPS, TEMPERATURE, Run, Task, arrays
+from benchmarks.tasks import ADAM, BETA, EPS, TEMPERATURE, Run, Task, arrays
 
 
 def build(task: Task) -> Run:
@@ -28,11 +28,39 @@ def _run_block(task, problem, rows, rng):
     ref, reward, rate = problem.ref_logp, problem.reward, problem.rate[rows, None]
     x = np.broadcast_to(ref, (len(rate), task.actions)).copy()
     p = np.empty_like(x)
-    force = _sampled(task, problem, rng) if task.sampled else _exact(task, problem)
+    move = _adam if task.adam else _sgd
+    step = _sampled(task, problem, rng) if task.sampled else move(_exact(task, problem), x)
     for _ in range(task.steps):
         softmax(x, p)
-        force(x, p, rate)
+        step(x, p, rate)
     return softmax(x, p) @ reward
+
+
+def _sgd(force, x):
+    def step(x, p, rate):
+        x += force(x, p, rate)
+
+    return step
+
+
+def _adam(force, x):
+    m, v, scratch, count = np.zeros_like(x), np.zeros_like(x), np.empty_like(x), 0
+    b1, b2, eps = ADAM["b1"], ADAM["b2"], ADAM["eps"]
+
+    def step(x, p, rate):
+        nonlocal count, m, v
+        count += 1
+        g = force(x, p, np.float32(1))
+        m *= b1
+        m += np.multiply(g, 1 - b1, out=scratch)
+        g *= g
+        v *= b2
+        v += np.multiply(g, 1 - b2, out=scratch)
+        np.sqrt(np.multiply(v, 1 / (1 - b2**count), out=scratch), out=scratch)
+        np.divide(m, np.add(scratch, eps, out=scratch), out=scratch)
+        x += np.multiply(scratch, rate / np.float32(1 - b1**count), out=scratch)
+
+    return step
 
 
 def softmax(x, p):
@@ -43,60 +71,61 @@ def softmax(x, p):
 
 
 def _exact(task, problem):
+    """(logits, their probabilities, rate) -> rate times the force on the logits; may overwrite the probabilities."""
     ref, reward, n = problem.ref_logp, problem.reward, task.draws
     name = task.objective
     if name == "forward_kl":
 
-        def step(x, p, rate):
+        def force(x, p, rate):
             np.subtract(problem.target, p, out=p)
             p *= rate
-            x += p
+            return p
 
     elif name in ("rwr", "reinforce", "grpo"):
         weight = np.exp(reward / TEMPERATURE) if name == "rwr" else reward
         moments = np.stack([weight, weight**2], 1)
 
-        def step(x, p, rate):
+        def force(x, p, rate):
             mean, square = (p @ moments).T[:, :, None]
             if name == "grpo":
                 rate = rate * (n - 1) / n / (np.sqrt(np.maximum(square - mean**2, 0)) + EPS)
             p *= rate
             p *= weight - mean
-            x += p
+            return p
 
     elif name == "reverse_kl":
         offset = reward / BETA + ref
 
-        def step(x, p, rate):
+        def force(x, p, rate):
             gain = offset - x
             gain -= np.einsum("ra,ra->r", p, gain)[:, None]
             p *= rate
             p *= gain
-            x += p
+            return p
 
     elif name == "best_of_n":
         order = np.argsort(reward, kind="stable")
         score, tie = np.unique(reward, return_inverse=True)
         ends = np.searchsorted(reward[order], score, side="right") - 1
 
-        def step(x, p, rate):
+        def force(x, p, rate):
             upto = np.cumsum(p[:, order], -1, dtype=np.float64)[:, ends]
             mass = np.diff(upto, prepend=0)
             won = np.diff(upto**n, prepend=0)
-            x += rate * (p * (won / np.maximum(mass, 1e-300))[:, tie] - p).astype(np.float32)
+            return rate * (p * (won / np.maximum(mass, 1e-300))[:, tie] - p).astype(np.float32)
 
     else:
         wins = reward[:, None] > reward[None, :]
 
-        def step(x, p, rate):
+        def force(x, p, rate):
             d = x - ref
             slope = p[:, :, None] * p[:, None, :]
             slope *= wins
             slope /= slope.sum((1, 2), keepdims=True)
             slope *= _slope(name, d[:, :, None] - d[:, None, :])
-            x += rate * (slope.sum(2) - slope.sum(1))
+            return rate * (slope.sum(2) - slope.sum(1))
 
-    return step
+    return force
 
 
 def _slope(name, lead):

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from bandit_pft import Method, bandit, sweep
-from benchmarks.tasks import BETA, TEMPERATURE, Run, Task, arrays
+from bandit_pft.methods import ADAM, SGD
+from bandit_pft.metrics import expected_reward, kl
+from bandit_pft.policies import context_network
+from benchmarks.tasks import BETA, MANY, TEMPERATURE, Network, Run, Task, arrays
 
 HYPER = {
     "forward_kl": {"beta": BETA},
@@ -38,9 +42,12 @@ def build_many(tasks: list[Task]) -> Run:
             learning_rate=float(p.rate[0]),
             data="sampled" if t.sampled else "exact",
             num_responses=t.draws,
+            optimizer=ADAM if t.adam else SGD,
         )
         for t, p in zip(tasks, problems, strict=True)
     ]
+    # The widest batch of an accelerator; on a CPU tiles of the package's own width share the cores.
+    tile = task.rows if task.actions <= MANY and jax.default_backend() != "cpu" else None
     grid = None if single else {"learning_rate": problems[0].rate[:: task.seeds].tolist()}
 
     def run(seed: int) -> np.ndarray:
@@ -52,8 +59,42 @@ def build_many(tasks: list[Task]) -> Run:
             every=task.steps,
             grid=grid,
             probe=expected_reward_probe,
+            tile=tile,
         )
         return data.expected_reward.isel(step=-1).mean("algorithm").values.reshape(-1)
+
+    run(0)
+    return run
+
+
+def curves_probe(problem, state):
+    logp = state.log_probs
+    return {
+        "expected_reward": expected_reward(logp, state.rewards).mean(),
+        "kl": kl(logp, state.ref_log_probs).mean(),
+    }
+
+
+def build_network(task: Network) -> Run:
+    table = arrays(task.table)
+    rows = lambda x: np.tile(x, (task.contexts, 1))
+    problem = bandit(rows(table.reward), rows(table.ref_logp), features=task.features, name="benchmark")
+    method = Method(
+        task.objective,
+        hyper={"beta": task.beta} if task.objective == "ipo" else {},
+        learning_rate=task.rate,
+        on_policy=float(not task.offline),
+        reuse=np.inf if task.offline else task.reuse,
+        min_gap=task.min_gap,
+        num_responses=task.draws,
+        policy=context_network(),
+        optimizer=ADAM,
+    )
+
+    def run(seed: int) -> np.ndarray:
+        seeds = range(seed * task.seeds, (seed + 1) * task.seeds)
+        data = sweep(problem, method, seeds=seeds, steps=task.steps, probe=curves_probe)
+        return data.expected_reward.isel(step=-1).values.reshape(-1)
 
     run(0)
     return run

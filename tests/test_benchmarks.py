@@ -5,16 +5,31 @@ from __future__ import annotations
 import importlib.util
 import json
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from benchmarks.__main__ import disagreement, main
+from bandit_pft.simulate import plan, steps_on_few
+from benchmarks import __main__ as command
+from benchmarks import figure, history, scaling
+from benchmarks.__main__ import cell, disagreement, main
 from benchmarks.peer_numpy import build
-from benchmarks.peers import PEERS, builder
-from benchmarks.tasks import ALL_EXACT, ALL_SAMPLED, Task, arrays, workloads
+from benchmarks.peers import PEERS, Answer, Peer, builder
+from benchmarks.report import render, targets
+from benchmarks.tasks import ALL_EXACT, ALL_SAMPLED, Network, Task, arrays, workloads
 
 NEEDED = {"C": shutil.which("gcc") or shutil.which("cc"), "torch": importlib.util.find_spec("torch")}
+# In one process more devices change nothing.
+OTHERS = [
+    p for p in PEERS
+    if p.name not in ("NumPy", "bandit_pft, 2 devices")
+    and NEEDED.get(p.name.partition(".")[0], True)
+    and (p.name != "numba" or importlib.util.find_spec("numba"))
+]  # fmt: skip
+MACHINE = {"processor": "a processor", "cores": 2}
 REFERENCE = 0.0390  # E[r] of the paper's reference, far peak
 
 
@@ -27,7 +42,7 @@ def test_another_language_reaches_the_same_policies_as_numpy(peer):
     for sampled, names in ((False, ALL_EXACT), (True, ALL_SAMPLED)):
         for objective in names:
             task = tiny(objective, sampled)
-            ours, theirs = build(task)(0), builder(peer)(task)(1)
+            ours, theirs = build(task)(0), builder(peer, task)(task)(1)
             assert disagreement(task, {"NumPy": [ours], peer.name: [theirs]}) == "", objective
             if not sampled:
                 assert abs(ours - REFERENCE).max() > 4e-3, f"{objective} does not move: agreement would mean nothing"
@@ -37,7 +52,7 @@ def test_another_language_reaches_the_same_policies_as_numpy(peer):
 def test_many_actions_are_drawn_alike_by_c_and_numpy():
     task = tiny("grpo", True, actions=3000)._replace(rate=50.0, steps=20)
     runs = {"NumPy": [build(task)(0)]}
-    runs |= {p.name: [builder(p)(task)(1)] for p in PEERS if NEEDED.get(p.name)}
+    runs |= {p.name: [builder(p, task)(task)(1)] for p in PEERS if NEEDED.get(p.name)}
     assert disagreement(task, runs) == ""
     assert runs["NumPy"][0].mean() > 0.3
 
@@ -66,5 +81,215 @@ def test_one_command_writes_a_report_in_which_the_package_agrees_with_its_peers(
     for c in report["cells"]:
         assert not c["not_available"] and set(c["seconds"]) == set(peers)
         assert c["expected_reward"]["bandit_pft"] == pytest.approx(c["expected_reward"]["NumPy"], abs=0.2)
+    assert not (tmp_path / "history.jsonl").exists(), "tiny sizes are no history"
     written = (tmp_path / "RESULTS.md").read_text()
     assert "time over that of bandit_pft" in written and written.strip() in capsys.readouterr().out
+
+
+# --- Adam, networks --------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("peer", OTHERS, ids=lambda p: p.name)
+def test_adam_takes_a_table_to_the_same_policies_in_every_library(peer):
+    several = tiny("reinforce", False)._replace(adam=True, rate=0.03)
+    one = several._replace(actions=3000, rates=1, seeds=1)
+    for task in (several, one)[: 1 if peer.name == "torch.compile" else None]:
+        ours, theirs = build(task)(0), builder(peer, task)(task)(1)
+        assert disagreement(task, {"NumPy": [ours], peer.name: [theirs]}) == ""
+        assert abs(ours - build(task._replace(steps=1))(0)).max() > 0.05, "nothing moves: agreement would mean nothing"
+
+
+def test_torch_trains_the_papers_network_to_the_rewards_of_the_package():
+    how = {p.name: p for p in PEERS}
+    for task in (
+        Network("W5", "ipo", 20, 3, 60, 0.003, offline=True, min_gap=0.2),
+        Network("W5", "best_of_n", 5, 3, 60, 0.003),
+    ):
+        runs = {name: [builder(how[name], task)(task)(seed) for seed in (1, 2)] for name in ("bandit_pft", "torch")}
+        assert disagreement(task, runs) == ""
+        assert np.mean(runs["torch"]) > 2 * REFERENCE
+    with pytest.raises(NotImplementedError, match="no networks"):
+        builder(how["NumPy"], task)
+
+
+def test_a_peer_that_is_capped_runs_few_steps_and_is_not_compared():
+    class Slow:
+        peer = Peer("slow", "none", capped=5)
+        asked = ()
+
+        def build(self, task, limit):
+            return Answer(None, 1.0)
+
+        def ask(self, what, argument, limit):
+            self.asked = argument
+            return Answer(np.full(1, 9.0, np.float32), 2.0)
+
+    slow = Slow()
+    task = Task("W3", "grpo", True, 3000, 1, 1, 50, rate=1.0)
+    found = cell(task, [slow], 1, 10.0, 10.0)
+    assert slow.asked == (1, 5) and found["seconds"] == {"slow": 20.0} and found["scaled_from"] == {"slow": 5}
+    assert found["expected_reward"] == {} and found["disagreement"] == ""
+    assert cell(task._replace(actions=100), [slow], 1, 10.0, 10.0)["seconds"] == {"slow": 2.0}
+
+
+# --- floors ----------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("rows", [1, 32] if NEEDED["C"] else [])
+def test_a_floor_counts_actions_policies_and_steps(rows):
+    from benchmarks.peer_c import floor
+
+    small = Task("W3", "reinforce", False, 4096, 1, rows, 10)
+    little, much = floor(small), floor(small._replace(actions=4096 * 64))
+    assert all(much[part] > 8 * little[part] > 0 for part in ("traffic", "exponentials"))
+    assert floor(small._replace(steps=1000))["exponentials"] > 10 * little["exponentials"]
+    adam = floor(small._replace(adam=True))
+    assert adam["Adam"] > 0 == little["Adam"]
+
+
+# --- report, targets, figure, history --------------------------------------------------------------------------------
+def made(**seconds: float) -> dict:
+    """A report in which every cell takes these seconds, and 1 s is the floor."""
+    cells = [
+        {
+            "workload": workload, "label": task.label, "task": task._asdict(), "seconds": dict(seconds),
+            "setup_seconds": {}, "scaled_from": {}, "not_available": {}, "disagreement": "",
+            "floor": {"traffic": 0.5, "exponentials": 0.5, "Adam": 0.0} if workload[:2] in ("W2", "W3")
+            and not task.sampled else None,
+        }
+        for workload, tasks in workloads(True).items() for task in tasks
+    ]  # fmt: skip
+    host = {**MACHINE, "python": "3", "versions": {"jax": "1"}, "load_before": (0.5, 0, 0), "date": "2026-01-01"}
+    return {
+        "machine": host,
+        "quick": False,
+        "cells": cells,
+        "load_at_end": (0.7, 0, 0),
+        "scaling": curves(),
+        "failed": {},
+    }
+
+
+def curves() -> dict:
+    points = lambda name, *times: {
+        "axis": "actions", "per_step": True,
+        "points": [
+            {**scaling.Point(actions=10 ** (3 + i))._asdict(), "seconds": 1.0, "first_seconds": 2.0, "peak_MB": 3.0,
+             "nanoseconds_per_policy_step": 1000.0 * x, "nanoseconds_per_element": x}
+            for i, x in enumerate(times)
+        ],
+    }  # fmt: skip
+    return {
+        scaling.EXACT: points("exact", 1.0, 1.2, 1.5),
+        scaling.SPARSE: points("few", 20.0, 25.0, 30.0),
+        scaling.DENSE: points("dense", 60.0, 500.0, 6000.0),
+    }
+
+
+def test_targets_are_ratios_of_what_was_measured():
+    found = {t.name: t for t in targets(made(bandit_pft=2.0, C=2.0, torch=10.0, numba=10.0))}
+    assert found["W1, time of C over ours"].met and found["W1, time of numba over ours"].met
+    assert found["W1, time of torch over ours"].measured == 5.0 and not found["W1, time of torch over ours"].met
+    assert found["W1, time of common JAX over ours"].met is None
+    assert found["W3 exact, SGD, our time over the floor"].measured == 2.0
+    assert found["W3 exact, SGD, our time over the floor"].met
+    (flat,) = (t for name, t in found.items() if "per element" in name)
+    assert flat.measured == 1.5 and not flat.met
+
+
+def test_a_report_says_what_is_missing_and_what_failed():
+    report = made(bandit_pft=2.0, C=1.0)
+    text = render(report, ["C", "bandit_pft", "torch"])
+    assert "| W1, time of C over ours | >= 1 | 0.50 | not met |" in text
+    assert "n/a: torch: did not run" in text and "did not finish" not in text
+    assert "| 10,000 | 25.0 | 500.0 | 20.0 |" in text, "drawn actions beside the dense step"
+    del report["load_at_end"]
+    report["failed"]["cold"] = "OSError: no room"
+    text = render(report, ["C", "bandit_pft"])
+    assert "did not finish" in text and "cold failed: OSError: no room" in text
+
+
+def test_what_is_slower_than_its_yardsticks_is_a_regression_and_a_slow_machine_is_not():
+    before = history.entry(made(bandit_pft=1.0, C=0.5, torch=2.0))
+    assert history.regressions(before, before) == {}
+    slow = history.entry(made(bandit_pft=3.0, C=1.5, torch=6.0))
+    assert history.regressions(slow, before) == {}
+    better_kernel = history.entry(made(bandit_pft=1.0, C=0.25, torch=2.0))
+    assert history.regressions(better_kernel, before) == {}
+    report = made(bandit_pft=3.0, C=1.5, torch=6.0)
+    report["cells"][1]["seconds"]["bandit_pft"] = 4.0
+    name = f"W1 {report['cells'][1]['label']}"
+    found = history.regressions(history.entry(report), before)
+    assert found == {name: pytest.approx(4 / 3)}
+    assert any(name in line and "1.33 times" in line for line in history.compared(history.entry(report), before))
+
+
+def test_runs_are_compared_with_the_last_one_of_the_same_machine(tmp_path):
+    path = tmp_path / "history.jsonl"
+    assert history.last(path, MACHINE) is None
+    for date, machine in (("1", MACHINE), ("2", MACHINE), ("3", {**MACHINE, "cores": 64})):
+        history.append(path, {"date": date, "machine": machine})
+    found = history.last(path, MACHINE)
+    assert found is not None and found["date"] == "2"
+
+
+def test_the_picture_of_a_report_is_a_slide(tmp_path):
+    report = made(**{p.name: 1.0 + 3 * i for i, p in enumerate(PEERS)})
+    assert figure.draw(report, tmp_path) == "results.png"
+    png = (tmp_path / "results.png").read_bytes()
+    assert png[:4] == b"\x89PNG" and [int.from_bytes(png[i : i + 4], "big") for i in (16, 20)] == [1599, 900]
+    assert "</svg>" in (tmp_path / "results.svg").read_text()
+    figure.draw({**report, "cells": [], "scaling": {}}, tmp_path)
+
+
+def test_a_full_run_is_one_line_of_history_and_a_killed_one_leaves_a_report(tmp_path, monkeypatch):
+    monkeypatch.setattr(command, "PEERS", [p for p in PEERS if p.name == "NumPy"])
+    monkeypatch.setattr(command, "workloads", lambda quick: {"W1": workloads(True)["W1"][:2]})
+    monkeypatch.setattr(command, "machine", lambda: made()["machine"])
+    monkeypatch.setattr(scaling, "measure", lambda *_: None)
+
+    def no_room(*_):
+        raise OSError("no room")
+
+    monkeypatch.setattr(command.cold, "measure", no_room)
+    assert main(["--out", str(tmp_path), "--repeats", "1"]) == 1
+    assert "cold failed: OSError: no room" in (tmp_path / "RESULTS.md").read_text()
+    assert main(["--out", str(tmp_path), "--repeats", "1"]) == 1
+    lines = (tmp_path / "history.jsonl").read_text().splitlines()
+    assert len(lines) == 2 and list(json.loads(lines[0])["seconds"]) == ["W1 forward_kl", "W1 rwr"]
+    assert "no row became more than 20% slower" in (tmp_path / "RESULTS.md").read_text()
+
+    def killed(task, *_):
+        if task.objective == "rwr":
+            raise KeyboardInterrupt
+        return cell(task, *_)
+
+    monkeypatch.setattr(command, "cell", killed)
+    with pytest.raises(KeyboardInterrupt):
+        main(["--out", str(tmp_path / "killed"), "--repeats", "1"])
+    text = (tmp_path / "killed" / "RESULTS.md").read_text()
+    assert "| forward_kl |" in text and "did not finish" in text
+
+
+# --- scaling, accelerators -------------------------------------------------------------------------------------------
+def test_exact_points_do_the_same_work_and_only_dense_ones_touch_every_action():
+    curves = scaling.curves()
+    exact = curves[scaling.EXACT].points
+    assert {p.actions * p.seeds * p.steps for p in exact} == {scaling.WORK}
+    assert [p.actions for p in exact] == [100, 1000, 10_000, 100_000, 1_000_000]
+    for name, few in ((scaling.SPARSE, True), (scaling.DENSE, False)):
+        problem, method, _ = scaling.setting(scaling.curves(True)[name].points[0])
+        assert steps_on_few(problem, method, plan(problem, method)) == few
+
+
+@pytest.mark.parametrize("policy", ["factorised", "transformer"])
+def test_longer_responses_are_points_as_well(policy):
+    found = scaling.measure_point(scaling.Point(policy=policy, tokens=3, seeds=2, steps=4, draws=4), False)
+    assert found["nanoseconds_per_element"] == pytest.approx(found["nanoseconds_per_policy_step"] / 300)
+    assert found["seconds"] > 0
+
+
+def test_torch_and_the_package_agree_on_the_device_that_there_is(tmp_path):
+    script = Path(command.__file__).with_name("gpu.py")
+    asked = [sys.executable, str(script), "--quick", "--only", "large", "--out", str(tmp_path)]
+    done = subprocess.run(asked, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.splitlines()[-1] == "ok", done.stdout + done.stderr
+    (row,) = json.loads((tmp_path / "gpu.json").read_text())["cells"]
+    assert set(row["seconds"]) == {"bandit_pft", "torch", "torch.compile"}
+    assert "| large, reinforce, 1 x 20,000 |" in (tmp_path / "GPU.md").read_text()
