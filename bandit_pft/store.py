@@ -105,28 +105,31 @@ def _instructions() -> str:
 
 def source_state(folder: Path) -> str | None:
     """Commit of the git repository around a folder, with "+ changes" if it is dirty; None without git."""
-
-    def git(*arguments: str) -> str:
-        done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10)
-        if done.returncode:
-            raise OSError(done.stderr)
-        return done.stdout.strip()
-
+    command = ["git", "-C", str(folder), "status", "--porcelain=v2", "--branch", "--untracked-files=no"]
     try:
-        changes = git("status", "--porcelain", "--untracked-files=no")
-        return git("rev-parse", "HEAD") + (" + changes" if changes else "")
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.SubprocessError):
         return None
+    about, changes = [], []
+    for line in done.stdout.splitlines():
+        (about if line.startswith("#") else changes).append(line)
+    commit = next((line.split()[-1] for line in about if line.startswith("# branch.oid")), "(initial)")
+    return None if commit == "(initial)" else commit + (" + changes" if changes else "")
+
+
+@functools.cache
+def package_state() -> str | None:
+    """Of the package itself; what has been imported does not change, and asking git takes longer than a short sweep."""
+    return source_state(Path(__file__).parent)
 
 
 def provenance() -> dict[str, Any]:
     """Where results come from: versions, machine, and the commits of package and working folder."""
-    package, here = Path(__file__).parent, Path.cwd()
     return {
         "versions": versions(),
         "machine": machine(),
         "python": platform.python_version(),
-        "git": {"package": source_state(package), "working folder": source_state(here)},
+        "git": {"package": package_state(), "working folder": source_state(Path.cwd())},
     }
 
 
