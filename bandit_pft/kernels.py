@@ -14,6 +14,11 @@ SPARSE = 1 << 15  # Actions from which on a step on a few of them is faster than
 BLOCK = 1024  # One float32 cumulative sum stays exact enough up to here; beyond, every level gets a fresh uniform.
 
 
+def on_cpu() -> bool:
+    """Whether a loop may decide by its own numbers how to go on: an accelerator waits for its host each time."""
+    return jax.default_backend() == "cpu"
+
+
 def total(x: Float[Array, "*S A"]) -> Float[Array, "*S"]:
     """Sum over the last axis, as a product with ones: for long rows XLA's CPU backend does that ten times faster."""
     return jnp.matmul(x, jnp.ones(x.shape[-1], x.dtype), precision=jax.lax.Precision.HIGHEST)

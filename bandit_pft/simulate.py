@@ -40,6 +40,7 @@ from bandit_pft.kernels import (
     levels,
     logsumexp,
     mass_tree,
+    on_cpu,
     replace_in_tree,
     sample_from_mass,
     sample_from_tree,
@@ -368,7 +369,7 @@ class Loop(NamedTuple):
     def lagged(self) -> bool:
         """Whether normalisers are found near those of the last step."""
         prompts, minibatch = batch_sizes(self.problem, self.method)
-        return self.ref is not None and self.problem.length == 1 and minibatch == prompts
+        return self.ref is not None and self.problem.length == 1 and minibatch == prompts and on_cpu()
 
     @property
     def masked(self) -> bool:
@@ -595,12 +596,12 @@ class Loop(NamedTuple):
         groups = self.groups(collected, contexts)
         moment = lambda x: total(groups.weight * x).mean()
         seen = jnp.stack([jnp.ones(()), moment(groups.reward), moment(groups.reward**2)])
-        stats = self.method.memory * stats + (1 - self.method.memory) * seen
-        baseline, square = stats[1] / stats[0], stats[2] / stats[0]
+        decayed = self.method.memory * stats + (1 - self.method.memory) * seen
+        baseline, square = decayed[1] / decayed[0], decayed[2] / decayed[0]
         variance = square - baseline**2
         # Below the rounding of the squares there is no signal to scale.
         scale = jnp.where(variance > 1e-6 * square, jnp.sqrt(jnp.maximum(variance, 1e-30)), 1.0)
-        return collected._replace(baseline=baseline, scale=scale), stats
+        return collected._replace(baseline=baseline, scale=scale), decayed
 
     def judged(self, batch: Group, logp: Array) -> tuple[Group, Array, Array]:
         """The batch with what couples its groups, its loss, and the loss's slope in each token's log-probability."""
@@ -706,7 +707,9 @@ def mixture(own: Array, data: Array, fraction: Array) -> Array:
     return jnp.where(fraction >= 1, own, jnp.where(fraction <= 0, data, both))
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=("period", "freeze"), meta_fields=("collects", "regime", "forbids"))
+@partial(
+    jax.tree_util.register_dataclass, data_fields=("period", "freeze"), meta_fields=("collects", "regime", "forbids")
+)
 @dataclass(frozen=True)
 class Plan:
     """What the runs of one program share; `collects` and `regime` decide what is in it.
@@ -744,13 +747,15 @@ def steps_on_few(problem: Problem, method: Method, plan: Plan) -> bool:
     """Whether gradient steps whose forces cancel are taken on the drawn responses alone.
 
     The gradient in a table's logits is sum(force) pi - force: where forces sum to zero, plain gradient descent moves
-    the logits of the responses in hand and no others. Below `SPARSE` responses a pass over all of them is faster.
+    the logits of the responses in hand and no others. Below `SPARSE` responses, and on accelerators, a pass over all of
+    them is faster.
     """
     prompts, minibatch = batch_sizes(problem, method)
     return (
         method.data == "sampled" and method.policy is tabular and method.optimizer is SGD
         and method.reference == "problem" and problem.length == 1 and problem.num_responses >= SPARSE
         and minibatch == prompts == problem.num_contexts and (plan.regime == "own" or plan.collects == "once")
+        and on_cpu()
     )  # fmt: skip
 
 

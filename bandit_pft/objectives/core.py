@@ -339,7 +339,7 @@ def measure(objective: Objective | str, **hyper: float) -> Properties:
 
 @functools.cache
 def reads_running(made: Objective, kind: type[Group]) -> bool:
-    """Whether the loss of such groups depends on the running mean or deviation of rewards, by the program it becomes."""
+    """Whether such a group's loss depends on the running mean or deviation of rewards, by the program it becomes."""
     group = kind.of(reward=[0.0, 1.0], ref_logp=[-1.0, -1.0])
     loss = lambda running, logp: made(logp, group._replace(baseline=running[0], scale=running[1]))
     program = jax.make_jaxpr(loss)((0.0, 1.0), jnp.full((2, 1), -1.0)).jaxpr
