@@ -234,8 +234,6 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="small sizes, to try out the script itself")
     quick = parser.parse_args().quick
-    # A checkout that is not installed has no version for `sweep` to record.
-    sys.modules["bandit_pft.sweep"].__dict__["versions"] = dict
     device = jax.devices()[0]
     try:
         cpu = jax.devices("cpu")[0]
