@@ -580,7 +580,9 @@ class Loop(NamedTuple):
         """Before the first step, and before anything is collected."""
         norm = jnp.zeros(self.problem.num_contexts) if self.lagged else None
         optimizer = self.method.optimizer.init(self.params)
-        stats = jnp.zeros(3) if reads_running(self.method.objective, self.kind) else None
+        n = self.problem.num_responses if self.exact else self.method.num_responses
+        reads = reads_running(self.method.objective, self.kind, n, self.problem.length)
+        stats = jnp.zeros(3) if reads else None
         return Carry(self.params, optimizer, None, stats, jnp.asarray(-1), norm)
 
     def refresh(
@@ -734,12 +736,15 @@ def plan(problem: Problem, method: Method, on_nonfinite: OnNonfinite = "freeze")
     prompts, minibatch = batch_sizes(problem, method)
     fraction = float(method.on_policy)
     period = int(min(float(method.reuse) * (prompts // minibatch), 2.0**30))
+    # Also of a problem that is known while a caller's program is traced, or that lies on other processes in part.
+    with jax.ensure_compile_time_eval():
+        forbids = is_traced(problem.ref_logits) or bool(jnp.isneginf(problem.ref_logits).any())
     return Plan(
         np.int32(period),
         np.bool_(on_nonfinite != "keep"),
         "always" if period == 1 else "once" if period == 2**30 else "sometimes",
         "own" if fraction >= 1 else "data" if fraction <= 0 else "mixture",
-        is_traced(problem.ref_logits) or bool(jnp.isneginf(problem.ref_logits).any()),
+        forbids,
     )
 
 

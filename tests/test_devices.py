@@ -49,7 +49,7 @@ def runs(tmp_path_factory):
     finish(start(folder / "a.npz", *jobs["a"][0], "--on", *jobs["a"][1]))
     found = {}
     for path in folder.glob("*.npz"):
-        for label, x in np.load(path).items():
+        for label, x in np.load(path, allow_pickle=False).items():
             case, number, name = label.split("/")
             found.setdefault((case, int(number)), {})[name] = x
     return found
@@ -103,7 +103,7 @@ def test_processes_that_split_a_bandit_all_see_what_one_process_sees(tmp_path, r
     known = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}", "JAX_NUM_PROCESSES": processes}
     options = *cases, "--devices", devices, "--join"
     finish(*(start(tmp_path / f"{k}.npz", *options, **known, JAX_PROCESS_ID=k) for k in range(processes)))
-    told = [dict(np.load(tmp_path / f"{k}.npz")) for k in range(processes)]
+    told = [dict(np.load(tmp_path / f"{k}.npz", allow_pickle=False)) for k in range(processes)]
     for case in cases:
         of = lambda k, case=case: {
             name: told[k][f"{case}/4/{name}"] for name in runs[case, 4] if name not in ("temporary", "largest")

@@ -21,6 +21,7 @@ from bandit_pft import (
     context_network,
     contextual_bandit,
     factorised,
+    kernels,
     objective,
     paper_bandit,
     paper_sequences,
@@ -463,7 +464,7 @@ def test_a_run_whose_normaliser_is_found_anew_leaves_its_neighbours_alone():
     method = Method("reinforce", data="exact")
     run = lambda rates: sweep(long_problem(), method, seeds=[0], steps=4, grid={"learning_rate": rates}, tile=2)
     beside_it, beside_another = run([1.0, 1e7]), run([1.0, 2.0])
-    assert beside_it.expected_reward[..., 1, 0, -1] > 0.99
+    assert beside_it.expected_reward[..., 1, 0, -1] > 0.9
     same = lambda data: data.isel(learning_rate=0).expected_reward.values
     np.testing.assert_array_equal(same(beside_it), same(beside_another))
 
@@ -500,12 +501,25 @@ def test_a_normaliser_is_that_of_its_step():
 WIDE = 40_000
 
 
-def wide_problem(forbidden=False):
+def wide_problem(forbidden=False, actions=100):
     rng = np.random.default_rng(1)
-    logits = 2 * rng.standard_normal((2, WIDE))
+    logits = 2 * rng.standard_normal((2, actions))
     if forbidden:
         logits[:, ::3] = -np.inf
-    return bandit(jnp.asarray(rng.random((2, WIDE))), jnp.asarray(logits), features=jnp.zeros((2, 1)))
+    return bandit(jnp.asarray(rng.random((2, actions))), jnp.asarray(logits), features=jnp.zeros((2, 1)))
+
+
+@pytest.fixture
+def few_are_many(monkeypatch):
+    """100 actions count as many, in a tree of blocks of 16.
+
+    Among thousands, two programs that differ in their last bits draw another action once in a while.
+    """
+    jax.clear_caches()
+    monkeypatch.setattr(simulating, "SPARSE", 100)
+    monkeypatch.setattr(kernels, "BLOCK", 16)
+    yield
+    jax.clear_caches()
 
 
 def drawn_probe(problem, state):
@@ -523,9 +537,9 @@ def on_few_and_on_all(problem, method, monkeypatch, **settings):
     go = lambda: simulate(problem, method, 0, every=settings["steps"], probe=drawn_probe, **settings)
     few = go()
     jax.clear_caches()
-    monkeypatch.setattr(simulating, "SPARSE", 10**9)
-    everything = go()
-    monkeypatch.undo()
+    with monkeypatch.context() as dense:
+        dense.setattr(simulating, "SPARSE", 10**9)
+        everything = go()
     jax.clear_caches()
     return few, everything, count
 
@@ -533,18 +547,21 @@ def on_few_and_on_all(problem, method, monkeypatch, **settings):
 @pytest.mark.parametrize("forbidden", [False, True])
 @pytest.mark.parametrize(("name", "options", "cancel"), [
     ("grpo", {}, True),
-    ("rloo", {"schedule": optax.linear_schedule(1.0, 0.0, 60)}, True),
-    ("dpo", {"learning_rate": 200.0, "label_noise": 0.1}, True),
-    ("ipo", {"learning_rate": 0.5, "reuse": 4}, True),
-    ("dpo", {"learning_rate": 200.0, "on_policy": 0.0}, True),
-    ("reinforce", {}, False),
-    ("kto", {}, False),
+    ("rloo", {"learning_rate": 10.0, "schedule": optax.linear_schedule(1.0, 0.0, 30)}, True),
+    ("dpo", {"learning_rate": 50.0, "label_noise": 0.1}, True),
+    ("ipo", {"reuse": 4}, True),
+    ("dpo", {"learning_rate": 50.0, "on_policy": 0.0}, True),
+    ("reinforce", {"learning_rate": 20.0}, False),
+    # An odd number: as many good responses as bad ones may balance.
+    ("kto", {"learning_rate": 50.0, "num_responses": 7}, False),
 ])  # fmt: skip
-def test_steps_on_the_drawn_responses_alone_are_those_on_the_whole_table(name, options, cancel, forbidden, monkeypatch):
+def test_steps_on_the_drawn_responses_alone_are_those_on_the_whole_table(
+    name, options, cancel, forbidden, few_are_many, monkeypatch
+):
     """Where forces cancel; where they do not, no such step is taken."""
-    method = Method(name, **{"learning_rate": 20.0, "num_responses": 16, **options})
-    few, everything, count = on_few_and_on_all(wide_problem(forbidden), method, monkeypatch, steps=60)
-    assert count == (60 if cancel else 0)
+    method = Method(name, **{"learning_rate": 3.0, "num_responses": 8, **options})
+    few, everything, count = on_few_and_on_all(wide_problem(forbidden), method, monkeypatch, steps=30)
+    assert count == (30 if cancel else 0)
     np.testing.assert_array_equal(few.record["response"], everything.record["response"])
     moved = np.abs(np.asarray(everything.params)).max()
     assert moved > 1
@@ -555,9 +572,18 @@ def test_steps_on_the_drawn_responses_alone_are_those_on_the_whole_table(name, o
         assert np.isneginf(few.record["log_prob"][..., ::3]).all()
 
 
-def test_steps_on_few_find_their_way_where_the_normaliser_has_moved_far(monkeypatch):
+def test_steps_on_few_among_forty_thousand_are_those_on_the_whole_table(monkeypatch):
+    """On responses that were drawn once, so that nothing hangs on the last bit of a probability."""
+    method = Method("dpo", learning_rate=200.0, num_responses=16, on_policy=0.0)
+    few, everything, count = on_few_and_on_all(wide_problem(actions=WIDE), method, monkeypatch, steps=60)
+    assert count == 60
+    assert 16 < (np.abs(np.asarray(few.params)) > 1e-3).sum() <= 32
+    np.testing.assert_allclose(few.params, everything.params, rtol=1e-4, atol=1e-4)
+
+
+def test_steps_on_few_find_their_way_where_the_normaliser_has_moved_far(few_are_many, monkeypatch):
     """A rate at which the winners' logits rise by hundreds: masses near the old normaliser are infinite."""
-    method = Method("rloo", learning_rate=30000.0, num_responses=16)
+    method = Method("rloo", learning_rate=3000.0, num_responses=8)
     few, everything, count = on_few_and_on_all(wide_problem(), method, monkeypatch, steps=20)
     assert count == 20
     assert np.asarray(few.params).max() > 100
@@ -566,7 +592,7 @@ def test_steps_on_few_find_their_way_where_the_normaliser_has_moved_far(monkeypa
     np.testing.assert_allclose(few.params, everything.params, rtol=1e-4, atol=0.05)
 
 
-def test_a_run_on_few_that_diverges_stops_at_the_same_step_as_one_on_all(monkeypatch):
+def test_a_run_on_few_that_diverges_stops_at_the_same_step_as_one_on_all(few_are_many, monkeypatch):
     @objective(family="reward")
     def passing_gap_below_the_mean(logp, group):
         """REINFORCE on centred rewards, whose forces are infinite once a drawn action has half of the mass.
@@ -578,7 +604,7 @@ def test_a_run_on_few_that_diverges_stops_at_the_same_step_as_one_on_all(monkeyp
         return -size * group.mean(group.group_advantage() * total)
 
     try:
-        method = Method("passing_gap_below_the_mean", learning_rate=300.0, num_responses=16)
+        method = Method("passing_gap_below_the_mean", learning_rate=5.0, num_responses=8)
         with pytest.warns(UserWarning, match="diverged"):
             few, everything, count = on_few_and_on_all(wide_problem(), method, monkeypatch, steps=60)
         assert 0 < count == int(few.first_bad_step) == int(everything.first_bad_step) < 60
@@ -591,16 +617,16 @@ def test_a_run_on_few_that_diverges_stops_at_the_same_step_as_one_on_all(monkeyp
     {"optimizer": ADAM}, {"policy": tabular_shared}, {"reference": "initial"}, {"on_policy": 0.5, "reuse": 1.0},
     {"on_policy": 0.0, "reuse": 1.0}, {"data": "exact"}, {"prompts": 1},
 ])  # fmt: skip
-def test_steps_on_few_are_for_tables_under_plain_gradient_descent_alone(change):
+def test_steps_on_few_are_for_tables_under_plain_gradient_descent_alone(change, few_are_many):
     method, problem = Method("grpo", num_responses=16), wide_problem()
     assert simulating.steps_on_few(problem, method, simulating.plan(problem, method))
     other = replace(method, **change)
     assert not simulating.steps_on_few(problem, other, simulating.plan(problem, other))
 
 
-def test_a_run_on_few_in_a_sweep_is_that_of_its_own():
+def test_a_run_on_few_in_a_sweep_is_that_of_its_own(few_are_many):
     """Its neighbours could send it over the whole table, so it has none."""
-    method = Method("grpo", learning_rate=20.0)
+    method = Method("grpo", learning_rate=2.0)
     options = {"steps": 20, "every": 20}
     alone = sweep(wide_problem(), method, seeds=[3], **options)
     among = sweep(wide_problem(), method, seeds=range(5), **options)

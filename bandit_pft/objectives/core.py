@@ -338,11 +338,18 @@ def measure(objective: Objective | str, **hyper: float) -> Properties:
 
 
 @functools.cache
-def reads_running(made: Objective, kind: type[Group]) -> bool:
-    """Whether such a group's loss depends on the running mean or deviation of rewards, by the program it becomes."""
-    group = kind.of(reward=[0.0, 1.0], ref_logp=[-1.0, -1.0])
-    loss = lambda running, logp: made(logp, group._replace(baseline=running[0], scale=running[1]))
-    program = jax.make_jaxpr(loss)((0.0, 1.0), jnp.full((2, 1), -1.0)).jaxpr
+def reads_running(made: Objective, kind: type[Group], n: int, t: int) -> bool:
+    """Whether the loss of such a group depends on the running mean or deviation of rewards, by the program it becomes.
+
+    Args:
+        n, t: responses and tokens of the group.
+    """
+
+    def loss(baseline: Array, scale: Array, logp: Array, reward: Array) -> Loss:
+        return made(logp, kind.of(reward=reward, ref_logp=logp)._replace(baseline=baseline, scale=scale))
+
+    array = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32)
+    program = jax.make_jaxpr(loss)(array(), array(), array(n, t), array(n)).jaxpr
     read = {id(x) for equation in program.eqns for x in equation.invars} | {id(x) for x in program.outvars}
     return any(id(x) in read for x in program.invars[:2])
 
