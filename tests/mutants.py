@@ -64,7 +64,10 @@ NASH = "test_exact.py::test_nash_md_pulls_by_the_win_rate_against_the_geometric_
 SCIPY = "test_metrics.py::test_kl_and_entropy_are_scipys"
 EXACT_METRICS = "test_gaps.py::test_exact_metrics_are_means_over_contexts_of_what_numpy_sums"
 MIXED = "test_gaps.py::test_mixed_sequences_come_from_either_source_and_know_its_probability"
-FEW = "test_simulate.py::test_steps_on_the_drawn_responses_alone_are_those_on_the_whole_table[reinforce-options5-False-False]"
+FEW = (
+    "test_simulate.py::test_steps_on_the_drawn_responses_alone_are_those_on_the_whole_table"
+    "[reinforce-options5-False-False]"
+)
 FAR = "test_simulate.py::test_steps_on_few_find_their_way_where_the_normaliser_has_moved_far"
 KEYS = "test_simulate.py::test_offline_data_stay_and_on_policy_data_change_at_every_step"
 FORCES = "test_gaps.py::test_a_probe_sees_forces_that_point_up_where_a_response_is_pulled"
