@@ -290,8 +290,8 @@ class Carry(NamedTuple):
     """What a gradient step changes.
 
     `collected` is None where every step collects anew. `stats` are decayed sums of 1, the reward and its square, None
-    for an objective that does not read them. `norm` is the logarithm of each long table's normaliser at the last step,
-    near which the next one is found without a pass for the maximum.
+    for an objective that does not read them. `norm` is the logarithm of each table's normaliser at the last step, near
+    which the next one is found without a pass for the maximum; None where each is found by itself.
     """
 
     params: PyTree
@@ -614,7 +614,7 @@ class Loop(NamedTuple):
 
     def rate(self, step: Array) -> Float[Array, ""]:
         """The learning rate of a step."""
-        rate = jnp.asarray(self.method.learning_rate, jnp.float32)
+        rate = jnp.asarray(self.method.learning_rate, self.problem.bonus.dtype)
         return rate if self.method.schedule is None else rate * self.method.schedule(step)
 
     def learn_on_few(self, plan: Plan, carry: Carry, masses: Masses, step: Array) -> tuple[Carry, Masses, Array]:
