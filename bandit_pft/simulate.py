@@ -20,7 +20,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Key, PyTree
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from bandit_pft.errors import (
     ConfigError,
@@ -383,8 +383,11 @@ class Loop(NamedTuple):
 
     def own_ref(self, contexts: Array) -> Float[Array, "M A"]:
         assert self.ref is not None
+        return self.rows(self.ref, contexts)
+
+    def rows(self, table: Float[Array, "S A"] | Bool[Array, "S A"], contexts: Array) -> Array:
         # All contexts stand in order.
-        return self.ref if contexts.shape[0] == self.ref.shape[0] else self.ref[contexts]
+        return table if contexts.shape[0] == table.shape[0] else table[contexts]
 
     def logits(self, params: PyTree, contexts: Array) -> Float[Array, "M A"]:
         return self.own_ref(contexts) + self.lead(params, contexts)
@@ -530,7 +533,8 @@ class Loop(NamedTuple):
             mixed = collected.old if single else jnp.where(mask, collected.old, 0).sum(-1)
             # Forbidden responses are masked; nan is not, or a diverged run would look like an empty one.
             if collected.weight is not None:
-                possible = jnp.ones(reference.shape, bool) if self.allowed is None else self.allowed[contexts]
+                all_of_them = jnp.ones(reference.shape, bool)
+                possible = all_of_them if self.allowed is None else self.rows(self.allowed, contexts)
                 weight = collected.weight
             elif single and not self.masked:
                 possible, weight = jnp.ones(mixed.shape, bool), jnp.exp(mixed)
