@@ -735,14 +735,19 @@ class Plan:
     forbids: bool
 
 
+def collection_period(problem: Problem, method: Method) -> int:
+    """Gradient steps from one collection to the next, 2^30 where there is but one."""
+    prompts, minibatch = batch_sizes(problem, method)
+    return int(min(float(method.reuse) * (prompts // minibatch), 2.0**30))
+
+
 def plan(problem: Problem, method: Method, on_nonfinite: OnNonfinite = "freeze") -> Plan:
     """The plan of one run, in plain numbers."""
-    prompts, minibatch = batch_sizes(problem, method)
-    fraction = float(method.on_policy)
-    period = int(min(float(method.reuse) * (prompts // minibatch), 2.0**30))
+    fraction, ref, period = float(method.on_policy), problem.ref_logits, collection_period(problem, method)
     # Also of a problem that is known while a caller's program is traced, or that lies on other processes in part.
     with jax.ensure_compile_time_eval():
-        forbids = is_traced(problem.ref_logits) or bool(jnp.isneginf(problem.ref_logits).any())
+        minus_inf = np.isneginf if isinstance(ref, np.ndarray) else jnp.isneginf
+        forbids = is_traced(ref) or bool(minus_inf(ref).any())
     return Plan(
         np.int32(period),
         np.bool_(on_nonfinite != "keep"),

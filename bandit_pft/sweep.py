@@ -53,6 +53,7 @@ from bandit_pft.simulate import (
     check_probe,
     check_run,
     check_seed,
+    collection_period,
     explained,
     guard,
     guard_program,
@@ -225,9 +226,7 @@ class Tile(NamedTuple):
     def inputs(self) -> tuple[Any, ...]:
         """The tile's problems, methods and keys, stacked, and their plan; a short tile repeats its first run."""
         rows = [*self.rows, *[self.rows[0]] * (self.width - len(self.rows))]
-        stack = lambda *leaves: np.stack([np.asarray(x) for x in leaves])
-        problem = jax.tree.map(stack, *(row.problem for row in rows))
-        method = jax.tree.map(stack, *(row.method for row in rows))
+        problem, method = _side_by_side([row.problem for row in rows]), _side_by_side([row.method for row in rows])
         keys = seed_keys([row.seed for row in rows])
         return problem, method, keys, plan(rows[0].problem, rows[0].method, self.on_nonfinite)
 
@@ -243,7 +242,7 @@ def _tiles(
     groups: dict[Any, list[Row]] = {}
     for p, m, *point in itertools.product(*(range(n) for n in shape[:-1])):
         method = dataclasses.replace(methods[m], name="-", **_at(methods[m], axes, point))
-        its = plan(problems[p], method)
+        its = plan(plain_problems[p], method)
         key = (
             jax.tree.structure((plain_problems[p], method)),
             tuple(x.shape for x in jax.tree.leaves(plain_problems[p])),
@@ -260,7 +259,8 @@ def _tiles(
         check_run(problem, method, settings["steps"], settings["every"], on_nonfinite)
         params = jax.tree.leaves(jax.eval_shape(rows[0].method.policy.init, one_key, rows[0].problem))
         size = sum(x.size for x in params)
-        alone = settings["every"] > 1 and steps_on_few(problem, method, plan(problem, method))
+        its = plan(rows[0].problem, rows[0].method)
+        alone = settings["every"] > 1 and steps_on_few(problem, method, its)
         width = tile or (1 if alone else 32 if size <= 4096 else max(1, min(8, 204_800 // size)))
         at_point = [f"{axis}={values[i]!r}" for (axis, values), i in zip(axes.items(), point, strict=True)]
         program = "/".join([problem.name, method.name, *at_point])
@@ -268,7 +268,7 @@ def _tiles(
         tiles += more
         stacked = jax.tree.map(partial(_stacked, width), (rows[0].problem, rows[0].method))
         keys = jax.ShapeDtypeStruct((width,), one_key.dtype)
-        _, begun = begin_jit.eval_shape(*stacked, keys, plan(problem, rows[0].method), **settings)
+        _, begun = begin_jit.eval_shape(*stacked, keys, its, **settings)
         guard(begun.record, len(tiles), problem, method)
         room += len(more) * sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(begun))
         for name, x in begun.record.items():
@@ -276,6 +276,13 @@ def _tiles(
                 raise ShapeError(f"{name} has shape {x.shape[2:]} for {problem.name} and {shapes[name]} elsewhere: "
                                  "sweep problems of different size separately")  # fmt: skip
     return tiles, room
+
+
+def _side_by_side(trees: list[Any]) -> Any:
+    """The trees' leaves stacked; seldom is there more than one tree, and stacking takes as long as a short run."""
+    if all(tree is trees[0] for tree in trees):
+        return jax.tree.map(lambda x: np.broadcast_to(x, (len(trees), *np.shape(x))), trees[0])
+    return jax.tree.map(lambda *leaves: np.stack([np.asarray(x) for x in leaves]), *trees)
 
 
 def _stacked(width: int, x: Any) -> jax.ShapeDtypeStruct:
@@ -453,7 +460,7 @@ def _frame(
         method = dataclasses.replace(methods[m], **_at(methods[m], axes, point))
         if method.data != "exact":
             each = (method.prompts or problems[p].num_contexts) * method.num_responses
-            labelled[(p, m, *point)] = int(plan(problems[p], method).period), each
+            labelled[(p, m, *point)] = collection_period(problems[p], method), each
     return files.as_json({
         "problem": [problem.name for problem in problems],
         "algorithm": [method.name for method in methods],

@@ -331,7 +331,7 @@ ROWS: dict[str, list[tuple[str, str, str, str]]] = {
          "test_simulate.py::test_a_run_whose_normaliser_is_found_anew_leaves_its_neighbours_alone"),
         ("loss if seen else 0", "0", "an infinite loss passes for healthy",
          "test_simulate.py::test_a_run_whose_loss_is_infinite_for_a_while_is_frozen_or_kept_going_or_raised"),
-        ("bool(jnp.isneginf(problem.ref_logits).any())", "False", "what is forbidden is overlooked",
+        ("bool(minus_inf(ref).any())", "False", "what is forbidden is overlooked",
          "test_simulate.py::test_only_a_reference_that_forbids_something_is_looked_through_for_it[exact-reinforce]"),
         ("cancel = (jnp.abs(total(slope)) <= BALANCED * total(jnp.abs(slope))).all()", "cancel = True",
          "forces that do not cancel are taken to", FEW),
