@@ -252,10 +252,10 @@ def report(first_bad_step: np.ndarray, dims: Sequence[str], labels: Sequence[Seq
 
 
 class Draw(NamedTuple):
-    """Randomness of one collection: uniforms of the actions, a key for label noise, one key per context."""
+    """Randomness of one collection: uniforms of the actions, a key for label noise if any, one key per context."""
 
     uniform: Float[Array, "B levels N"] | None
-    noise: Key[Array, ""]
+    noise: Key[Array, ""] | None
     contexts: Key[Array, " B"] | None
 
 
@@ -448,11 +448,12 @@ class Loop(NamedTuple):
     def draw(self, step: Array) -> Draw:
         """The randomness of the collection at this step: a function of the run's key and the step alone."""
         here = jax.random.fold_in(self.step_key, step)
+        noise = None if self.method.label_noise is None else jax.random.fold_in(here, 1)
         prompts, _ = batch_sizes(self.problem, self.method)
         if self.by_table:
             shape = (prompts, levels(self.problem.num_responses), self.method.num_responses)
-            return Draw(jax.random.uniform(here, shape), jax.random.fold_in(here, 1), None)
-        return Draw(None, jax.random.fold_in(here, 1), jax.random.split(here, prompts))
+            return Draw(jax.random.uniform(here, shape), noise, None)
+        return Draw(None, noise, jax.random.split(here, prompts))
 
     def contexts(self, step: Array, period: Array) -> Array:
         """The contexts of the collection that this step learns from: all, or the next B in a fixed random order."""
@@ -493,7 +494,7 @@ class Loop(NamedTuple):
             own, data, mine = jax.vmap(partial(self.draw_sequences, params, on_policy))(contexts, draw.contexts)
             response = jnp.where(mine, own, data)
             old = jnp.where(mine, self.log_prob(params, contexts, response), self.data_log_prob(contexts, response))
-        noise = None if self.method.label_noise is None else jax.random.gumbel(draw.noise, response.shape[:2])
+        noise = None if draw.noise is None else jax.random.gumbel(draw.noise, response.shape[:2])
         return Collected(response, old, noise, zero, one)
 
     def token_table(self, params: PyTree, table: Array, contexts: Array, on_policy: Array) -> Float[Array, "B A T"]:

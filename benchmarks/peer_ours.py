@@ -46,8 +46,9 @@ def build_many(tasks: list[Task]) -> Run:
         )
         for t, p in zip(tasks, problems, strict=True)
     ]
-    # The widest batch of an accelerator; on a CPU tiles of the package's own width share the cores.
-    tile = task.rows if task.actions <= MANY and jax.default_backend() != "cpu" else None
+    # The widest batch for an accelerator; on a CPU tiles that still fit the caches share the cores.
+    widest = 128 if jax.default_backend() == "cpu" else task.rows
+    tile = min(task.rows, widest) if task.actions <= MANY else None
     grid = None if single else {"learning_rate": problems[0].rate[:: task.seeds].tolist()}
 
     def run(seed: int) -> np.ndarray:
