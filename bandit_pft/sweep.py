@@ -279,10 +279,13 @@ def _tiles(
 
 
 def _side_by_side(trees: list[Any]) -> Any:
-    """The trees' leaves stacked; seldom is there more than one tree, and stacking takes as long as a short run."""
-    if all(tree is trees[0] for tree in trees):
+    """The trees' leaves stacked. A tile has few different trees, and stacking takes as long as a short run."""
+    different = {id(tree): tree for tree in trees}
+    if len(different) == 1:
         return jax.tree.map(lambda x: np.broadcast_to(x, (len(trees), *np.shape(x))), trees[0])
-    return jax.tree.map(lambda *leaves: np.stack([np.asarray(x) for x in leaves]), *trees)
+    place = {name: i for i, name in enumerate(different)}
+    index = np.asarray([place[id(tree)] for tree in trees])
+    return jax.tree.map(lambda *leaves: np.stack([np.asarray(x) for x in leaves])[index], *different.values())
 
 
 def _stacked(width: int, x: Any) -> jax.ShapeDtypeStruct:

@@ -20,6 +20,8 @@ def build(task: Task) -> Run:
 
 def build_compiled(task: Task) -> Run:
     """The same step through `torch.compile`."""
+    # All tasks compile the same function; after eight programs for one, torch would go on without compiling.
+    torch.compiler.reset()
     # Out of place: inductor of torch 2.13 fails on softmax with a mutated input (KeyError: 'buf1').
     copied = lambda step: lambda x, *state: step(x.clone(), *state)
     return _build(task, lambda step: torch.compile(copied(step), dynamic=False), _plain_adam)
