@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
+from weakref import WeakKeyDictionary
 
 import jax
 import jax.numpy as jnp
@@ -111,7 +112,7 @@ def simulate(
     guard(run_jit.eval_shape(*arguments, **settings), 1, problem, method)
     if is_traced(arguments):
         return run_jit(*arguments, **settings)
-    guard_program(run_jit.lower(*arguments, **settings).compile(), 1, method.name)
+    guard_program(run_jit.trace(*arguments, **settings), 1, method.name)
     with explained(method.name):
         result = run_jit(*arguments, **settings)
         report(np.asarray([result.first_bad_step]), ["run"], [[method.name]], on_nonfinite)
@@ -202,20 +203,24 @@ def guard(result: Any, rows: int, problem: Problem, method: Method) -> None:
         )
 
 
-def guard_program(program: Any, at_once: int, name: str) -> None:
-    """Refuse a compiled program that needs more memory than is free, by the compiler's own figures.
+_needs: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
+
+
+def guard_program(traced: Any, at_once: int, name: str) -> None:
+    """Compile a program, and refuse one that needs more memory than is free, by the compiler's own figures.
 
     Args:
+        traced: what `jax.jit(f).trace` gives.
         at_once: how many of it run side by side.
 
     Raises:
         ResourceError: with the bytes and what to change.
     """
-    figures = program.memory_analysis()
-    if figures is None:  # Not every platform tells.
-        return
-    needed = at_once * (figures.temp_size_in_bytes + figures.output_size_in_bytes - figures.alias_size_in_bytes)
-    free = available_memory()
+    if traced.jaxpr not in _needs:  # To ask the compiler takes longer than a short run.
+        figures = traced.lower().compile().memory_analysis()
+        its = figures and figures.temp_size_in_bytes + figures.output_size_in_bytes - figures.alias_size_in_bytes
+        _needs[traced.jaxpr] = its or 0  # Not every platform tells.
+    needed, free = at_once * _needs[traced.jaxpr], available_memory()
     if needed > free:
         raise ResourceError(
             f"{name}: the compiled program needs {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free: use fewer "

@@ -335,9 +335,9 @@ def _run_all(
             tile = tiles[number]
             with jax.default_device(places[number % len(places)]), explained(tile.program):
                 inputs = tile.inputs()
-                guard_program(begin_jit.lower(*inputs, **settings).compile(), threads, tile.program)
+                guard_program(begin_jit.trace(*inputs, **settings), threads, tile.program)
                 begun = begin_jit(*inputs, **settings)
-                guard_program(proceed_jit.lower(*begun, np.int32(0)).compile(), threads, tile.program)
+                guard_program(proceed_jit.trace(*begun, np.int32(0)), threads, tile.program)
 
         def one(number: int) -> dict[str, np.ndarray]:
             compiled[tiles[number].program].result()
