@@ -363,7 +363,7 @@ ROWS: dict[str, list[tuple[str, str, str, str]]] = {
         ("total(weight * score) if method.threshold is None", "score.mean(-1) if method.threshold is None",
          "the exact threshold is a mean over the list",
          "test_gaps.py::test_the_threshold_of_exact_data_is_the_expected_score"),
-        ("jax.random.fold_in(here, 1), None)", "here, None)", "label noise from the key of the actions",
+        ("else jax.random.fold_in(here, 1)", "else here", "label noise from the key of the actions",
          "test_gaps.py::test_label_noise_does_not_depend_on_the_action_that_was_drawn"),
     ],
 }
