@@ -319,6 +319,10 @@ ROWS: dict[str, list[tuple[str, str, str, str]]] = {
          "all joined processes are the first worker",
          "test_store.py::test_a_worker_among_joined_processes_has_their_number_and_alone_it_does_everything"),
     ],
+    "sweep.py": [
+        ("[place[id(tree)] for tree in trees]", "[0 for tree in trees]", "all runs of a tile are the first",
+         "test_sweep.py::test_a_grid_gives_one_axis_for_each_name_and_matches_single_runs"),
+    ],
     "simulate.py": [
         ("slope = slope - weight * total(slope)[..., None]", "pass", "logits move as log-probabilities do",
          "test_simulate.py::test_exact_dynamics_are_those_of_a_float64_loop_in_numpy[reinforce]"),
