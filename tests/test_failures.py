@@ -499,7 +499,7 @@ class Compiled(BaseException):
 
 
 class Uncompiled:
-    """In the place of a jitted function: traces, and refuses to lower or to run what is not traced."""
+    """In the place of a jitted function: refuses to run what is not traced, and to prepare for that."""
 
     def __init__(self, jitted: Any) -> None:
         self.jitted, self.eval_shape = jitted, jitted.eval_shape
@@ -511,6 +511,8 @@ class Uncompiled:
 
     def lower(self, *args: Any, **options: Any) -> Any:
         raise Compiled(self.jitted)
+
+    trace = lower
 
 
 @pytest.fixture(autouse=True)

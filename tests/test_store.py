@@ -134,7 +134,7 @@ def count_calls(monkeypatch, interrupt_at=None):
     proceed, calls = sweeping.proceed_jit, []
 
     class Counting:
-        lower = proceed.lower
+        trace = proceed.trace
 
         def __call__(self, *arguments):
             if not is_traced(arguments):  # Being traced is not running.
