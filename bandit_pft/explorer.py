@@ -39,6 +39,7 @@ from bandit_pft.errors import (
     check_number,
     shown,
 )
+from bandit_pft.kernels import Compiled
 from bandit_pft.methods import ADAM, Method
 from bandit_pft.objectives import measure
 from bandit_pft.policies import tabular_shared
@@ -217,17 +218,13 @@ def _frames(problem: Problem, method: Method, its_plan: Plan, key: Key[Array, ""
     return jax.tree.map(lambda x: x[jnp.asarray(FRAMES)], record)
 
 
-# Compiles in half the time, which is what a reader waits for, and runs no slower.
-_jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 1})
-
-
-@_jit
+@Compiled
 def _exact(problem: Problem, methods: list[Method], plans: list[Plan]) -> list[dict[str, Array]]:
     """Population dynamics of all methods, in one program."""
     return [_frames(problem, *one, jax.random.key(0)) for one in zip(methods, plans, strict=True)]
 
 
-@_jit
+@Compiled
 def _sampled(
     problems: list[Problem], methods: list[Method], plans: list[Plan], keys: Key[Array, " W"]
 ) -> list[dict[str, Array]]:

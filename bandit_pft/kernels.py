@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +20,28 @@ BLOCK = 1024  # One float32 cumulative sum stays exact enough up to here; beyond
 def on_cpu() -> bool:
     """Whether a loop may decide by its own numbers how to go on: an accelerator waits for its host each time."""
     return jax.default_backend() == "cpu"
+
+
+class Compiled:
+    """`jax.jit(f)`, made at its first use, when it is known for which platform.
+
+    On a CPU LLVM's highest effort takes up to five times as long over these programs, and they run no faster for it.
+    Not to be called while another program is traced: JAX takes options of the compiler for whole programs only.
+    """
+
+    def __init__(self, f: Callable[..., Any], **options: Any) -> None:
+        self.f, self.options = f, options
+
+    @cached_property
+    def jitted(self) -> Any:
+        effort = {"xla_backend_optimization_level": 1} if on_cpu() else None
+        return jax.jit(self.f, compiler_options=effort, **self.options)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.jitted(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.jitted, name)
 
 
 def total(x: Float[Array, "*S A"]) -> Float[Array, "*S"]:

@@ -38,6 +38,7 @@ from bandit_pft.errors import (
 from bandit_pft.groups import ExactGroup, Group, prepare
 from bandit_pft.kernels import (
     SPARSE,
+    Compiled,
     levels,
     logsumexp,
     mass_tree,
@@ -58,6 +59,7 @@ OnNonfinite = Literal["freeze", "raise", "keep"]
 
 BALANCED = 2.0**-18  # Forces whose sum is below this fraction of their sizes' sum cancel, up to their rounding.
 PREDRAW = 1 << 22  # Uniforms per run drawn before the loop, at most: one large hash beats many small ones.
+PIECE = 1 << 10  # So many of them at a time: the words that they are hashed from then stay in the caches.
 
 
 class Result(NamedTuple):
@@ -111,7 +113,7 @@ def simulate(
     settings = {"steps": steps, "probe": probe, "every": every}
     guard(run_jit.eval_shape(*arguments, **settings), 1, problem, method)
     if is_traced(arguments):
-        return run_jit(*arguments, **settings)
+        return run(*arguments, **settings)
     guard_program(run_jit.trace(*arguments, **settings), 1, method.name)
     with explained(method.name):
         result = run_jit(*arguments, **settings)
@@ -341,8 +343,12 @@ class Loop(NamedTuple):
             data = loop.collect(loop.params, table, None, chosen, jnp.zeros(()), loop.draw(jnp.asarray(0)))
             model = fit_proxy(method.proxy, prepare(loop.groups(data, chosen)), problem.num_tokens, proxy_key)
             loop = loop._replace(proxy=model)
-        if loop.by_table and (steps + 1) * prompts * levels(problem.num_responses) * method.num_responses <= PREDRAW:
-            loop = loop._replace(draws=jax.vmap(loop.draw)(jnp.arange(steps + 1)))
+        each = prompts * levels(problem.num_responses) * method.num_responses
+        if loop.by_table and (steps + 1) * each <= PREDRAW:
+            at_once = min(max(1, PIECE // each), steps + 1)
+            pieces = jnp.arange(-(-(steps + 1) // at_once) * at_once).reshape(-1, at_once)
+            draws = jax.lax.map(jax.vmap(loop.draw), pieces)
+            loop = loop._replace(draws=jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), draws))
         return loop
 
     # --- tables and log-probabilities ------------------------------------------------------------------------------
@@ -979,6 +985,6 @@ def run(
     return Result(done.record, done.carry.params, done.carry.first_bad_step)
 
 
-begin_jit = jax.jit(begin, static_argnames=("steps", "probe", "every", "batched"))
-proceed_jit = jax.jit(proceed)
-run_jit = jax.jit(run, static_argnames=("steps", "probe", "every"))
+begin_jit = Compiled(begin, static_argnames=("steps", "probe", "every", "batched"))
+proceed_jit = Compiled(proceed)
+run_jit = Compiled(run, static_argnames=("steps", "probe", "every"))

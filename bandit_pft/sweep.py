@@ -48,6 +48,7 @@ from bandit_pft.probes import Probe, standard_probe
 from bandit_pft.problems import Problem
 from bandit_pft.simulate import (
     OnNonfinite,
+    Plan,
     Progress,
     begin_jit,
     check_probe,
@@ -140,9 +141,10 @@ def sweep(
         raise ResourceError(f"the sweep has {math.prod(shape):,} runs ({' x '.join(map(str, shape))}), and one takes "
                             f"at most {MOST_RUNS:,}: use fewer seeds or grid values, or several sweeps")  # fmt: skip
     settings = {"steps": steps, "probe": probe, "every": every, "batched": True}
-    tiles, room = _tiles(problem_list, method_list, seed_list, axes, shape, settings, tile, on_nonfinite)
-    frame = _frame(problem_list, method_list, seed_list, axes, steps, every)
-    configuration = _configuration(problem_list, method_list, frame, tiles, settings)
+    variants = _variants(method_list, axes)
+    tiles, room = _tiles(problem_list, method_list, variants, seed_list, axes, settings, tile, on_nonfinite)
+    frame = _frame(problem_list, method_list, variants, seed_list, axes, steps, every)
+    configuration = _configuration(problem_list, method_list, frame, tiles, settings, on_nonfinite)
     if store is None:
         results = _run_all(tiles, settings, range(len(tiles)), None, progress)
         data = _dataset(frame, results, configuration, files.provenance())
@@ -220,55 +222,59 @@ class Tile(NamedTuple):
 
     rows: tuple[Row, ...]
     width: int
-    on_nonfinite: OnNonfinite
+    plan: Plan
     program: str  # Named after the first run that it is for.
 
     def inputs(self) -> tuple[Any, ...]:
         """The tile's problems, methods and keys, stacked, and their plan; a short tile repeats its first run."""
         rows = [*self.rows, *[self.rows[0]] * (self.width - len(self.rows))]
         problem, method = _side_by_side([row.problem for row in rows]), _side_by_side([row.method for row in rows])
-        keys = seed_keys([row.seed for row in rows])
-        return problem, method, keys, plan(rows[0].problem, rows[0].method, self.on_nonfinite)
+        return problem, method, seed_keys([row.seed for row in rows]), self.plan
+
+    def traced(self, settings: dict[str, Any]) -> tuple[Any, Any]:
+        """The programs that begin and go on, of the shapes of `inputs`; JAX traces them anew for every
+        default device."""
+        problem, method = jax.tree.map(partial(_stacked, self.width), (self.rows[0].problem, self.rows[0].method))
+        keys = jax.ShapeDtypeStruct((self.width,), seed_keys([0]).dtype)
+        begun = begin_jit.trace(problem, method, keys, self.plan, **settings)
+        return begun, proceed_jit.trace(*begun.out_info, np.int32(0))
 
 
 def _tiles(
-    problems: list[Problem], methods: list[Method], seeds: list[int], axes: dict[str, list[float]],
-    shape: tuple[int, ...], settings: dict[str, Any], tile: int | None, on_nonfinite: OnNonfinite,
+    problems: list[Problem], methods: list[Method], variants: dict[tuple[int, ...], Method], seeds: list[int],
+    axes: dict[str, list[float]], settings: dict[str, Any], tile: int | None, on_nonfinite: OnNonfinite,
 ) -> tuple[list[Tile], float]:  # fmt: skip
     """All runs, sorted into tiles, and the bytes that their results take on disk. Nothing is compiled."""
     one_key = jax.ShapeDtypeStruct((), seed_keys([0]).dtype)
     # Names must not split a program; NumPy leaves are what tiles are stacked from.
     plain_problems = [jax.tree.map(np.asarray, dataclasses.replace(problem, name="-")) for problem in problems]
-    groups: dict[Any, list[Row]] = {}
-    for p, m, *point in itertools.product(*(range(n) for n in shape[:-1])):
-        method = dataclasses.replace(methods[m], name="-", **_at(methods[m], axes, point))
-        its = plan(plain_problems[p], method)
+    groups: dict[Any, tuple[Plan, list[Row]]] = {}
+    for p, (place, method) in itertools.product(range(len(problems)), variants.items()):
+        its = plan(plain_problems[p], method, on_nonfinite)
         key = (
             jax.tree.structure((plain_problems[p], method)),
             tuple(x.shape for x in jax.tree.leaves(plain_problems[p])),
             (int(its.period), its.collects, its.regime, its.forbids),
         )
-        rows = [Row((p, m, *point, s), plain_problems[p], method, seed) for s, seed in enumerate(seeds)]
-        groups.setdefault(key, []).extend(rows)
+        rows = [Row((p, *place, s), plain_problems[p], method, seed) for s, seed in enumerate(seeds)]
+        groups.setdefault(key, (its, []))[1].extend(rows)
     tiles: list[Tile] = []
     shapes: dict[str, tuple[int, ...]] = {}
     room = 0.0
-    for rows in groups.values():
+    for its, rows in groups.values():
         p, m, *point = rows[0].place[:-1]
         problem, method = problems[p], methods[m]
         check_run(problem, method, settings["steps"], settings["every"], on_nonfinite)
         params = jax.tree.leaves(jax.eval_shape(rows[0].method.policy.init, one_key, rows[0].problem))
         size = sum(x.size for x in params)
-        its = plan(rows[0].problem, rows[0].method)
         alone = settings["every"] > 1 and steps_on_few(problem, method, its)
         width = tile or (1 if alone else 32 if size <= 4096 else max(1, min(8, 204_800 // size)))
         at_point = [f"{axis}={values[i]!r}" for (axis, values), i in zip(axes.items(), point, strict=True)]
         program = "/".join([problem.name, method.name, *at_point])
-        more = [Tile(tuple(rows[i : i + width]), width, on_nonfinite, program) for i in range(0, len(rows), width)]
+        more = [Tile(tuple(rows[i : i + width]), width, its, program) for i in range(0, len(rows), width)]
         tiles += more
-        stacked = jax.tree.map(partial(_stacked, width), (rows[0].problem, rows[0].method))
-        keys = jax.ShapeDtypeStruct((width,), one_key.dtype)
-        _, begun = begin_jit.eval_shape(*stacked, keys, its, **settings)
+        with jax.default_device(devices()[0]):
+            _, begun = more[0].traced(settings)[0].out_info
         guard(begun.record, len(tiles), problem, method)
         room += len(more) * sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(begun))
         for name, x in begun.record.items():
@@ -292,21 +298,26 @@ def _stacked(width: int, x: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct((width, *np.shape(x)), jax.dtypes.canonicalize_dtype(np.asarray(x).dtype))
 
 
-def _at(method: Method, axes: dict[str, list[float]], point: Sequence[int]) -> dict[str, Any]:
-    """What a point of the grid changes in a method."""
-    values = {name: axes[name][i] for name, i in zip(axes, point, strict=True)}
-    own = {name: value for name, value in values.items() if name in NUMERIC}
-    hyper = {name: value for name, value in values.items() if name not in NUMERIC}
-    return {**own, "hyper": {**method.hyper, **hyper}}
+def _variants(methods: list[Method], axes: dict[str, list[float]]) -> dict[tuple[int, ...], Method]:
+    """Every method at every point of the grid, by the places of both; without names, which must not split a program."""
+    found = {}
+    for m, *point in itertools.product(range(len(methods)), *(range(len(values)) for values in axes.values())):
+        values = {name: axes[name][i] for name, i in zip(axes, point, strict=True)}
+        own = {name: value for name, value in values.items() if name in NUMERIC}
+        hyper = {name: value for name, value in values.items() if name not in NUMERIC}
+        changed = {**own, "hyper": {**methods[m].hyper, **hyper}}
+        found[(m, *point)] = dataclasses.replace(methods[m], name="-", **changed)
+    return found
 
 
 def _digests(tiles: list[Tile], settings: dict[str, Any]) -> dict[str, str]:
     """What each program computes, so that a changed objective is not taken for the one that was begun."""
-    both = lambda *inputs: proceed_jit(*begin_jit(*inputs, **settings), np.int32(1))
     found: dict[str, str] = {}
     for tile in tiles:
         if tile.program not in found:
-            text = jax.jit(both).lower(*tile.inputs()).as_text()
+            with jax.default_device(devices()[0]):
+                begun, going = tile.traced(settings)
+            text = begun.lower().as_text() + going.lower().as_text()
             found[tile.program] = hashlib.sha256(text.encode()).hexdigest()[:16]
     return found
 
@@ -334,10 +345,8 @@ def _run_all(
             """Compile, and compare what the compiler says it needs with what there is."""
             tile = tiles[number]
             with jax.default_device(places[number % len(places)]), explained(tile.program):
-                inputs = tile.inputs()
-                guard_program(begin_jit.trace(*inputs, **settings), threads, tile.program)
-                begun = begin_jit(*inputs, **settings)
-                guard_program(proceed_jit.trace(*begun, np.int32(0)), threads, tile.program)
+                for traced in tile.traced(settings):
+                    guard_program(traced, threads, tile.program)
 
         def one(number: int) -> dict[str, np.ndarray]:
             compiled[tiles[number].program].result()
@@ -454,16 +463,15 @@ def _terminable(wanted: bool) -> Iterator[None]:
 
 # --- the result ----------------------------------------------------------------------------------------------------
 def _frame(
-    problems: list[Problem], methods: list[Method], seeds: list[int], axes: dict[str, list[float]], steps: int,
-    every: int,
+    problems: list[Problem], methods: list[Method], variants: dict[tuple[int, ...], Method], seeds: list[int],
+    axes: dict[str, list[float]], steps: int, every: int,
 ) -> dict[str, Any]:  # fmt: skip
     """The labels of a result as plain JSON: all that is needed to put tiles together."""
     labelled = np.full((len(problems), len(methods), *(len(v) for v in axes.values()), 2), None)
-    for p, m, *point in itertools.product(*(range(n) for n in labelled.shape[:-1])):
-        method = dataclasses.replace(methods[m], **_at(methods[m], axes, point))
+    for p, (place, method) in itertools.product(range(len(problems)), variants.items()):
         if method.data != "exact":
             each = (method.prompts or problems[p].num_contexts) * method.num_responses
-            labelled[(p, m, *point)] = collection_period(problems[p], method), each
+            labelled[(p, *place)] = collection_period(problems[p], method), each
     return files.as_json({
         "problem": [problem.name for problem in problems],
         "algorithm": [method.name for method in methods],
@@ -532,14 +540,16 @@ def _loaded(store: Store) -> xr.Dataset:
 
 
 def _configuration(
-    problems: list[Problem], methods: list[Method], frame: dict[str, Any], tiles: list[Tile], settings: dict[str, Any]
-) -> dict[str, Any]:
+    problems: list[Problem], methods: list[Method], frame: dict[str, Any], tiles: list[Tile], settings: dict[str, Any],
+    on_nonfinite: OnNonfinite,
+) -> dict[str, Any]:  # fmt: skip
     """What decides the numbers, as plain JSON, by names that a message can use."""
 
     def digest(problem: Problem) -> str:
         found = hashlib.sha256()
         for leaf in jax.tree.leaves(problem):
-            found.update(str(np.shape(leaf)).encode() + np.asarray(leaf).tobytes())
+            found.update(str(np.shape(leaf)).encode())
+            found.update(np.asarray(leaf).ravel().view(np.uint8).data)
         return found.hexdigest()[:16]
 
     probe = settings["probe"]
@@ -549,7 +559,7 @@ def _configuration(
         **{name: frame[name] for name in ("axes", "seed", "steps", "every")},
         "probe": f"{getattr(probe, '__module__', '?')}.{getattr(probe, '__qualname__', '?')}",
         "tile": sorted({tile.width for tile in tiles}),
-        "on_nonfinite": tiles[0].on_nonfinite,
+        "on_nonfinite": on_nonfinite,
         "dtype": str(jax.dtypes.canonicalize_dtype(np.float64)),
     })  # fmt: skip
 

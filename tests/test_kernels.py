@@ -7,6 +7,7 @@ import pytest
 from frequencies import p_value
 from scipy import special, stats
 
+from bandit_pft import kernels
 from bandit_pft.kernels import (
     levels,
     logsumexp,
@@ -141,3 +142,19 @@ def test_draws_follow_masses_that_were_replaced():
         tree = replace_in_tree(tree, jnp.asarray(action), jnp.asarray(mass[action]))
     uniform = jax.random.uniform(jax.random.key(3), (levels(5000), n))
     assert p_value(jax.jit(sample_from_tree)(uniform, tree), logp) > 1e-4
+
+
+@pytest.mark.parametrize(("cpu", "options"), [(True, {"xla_backend_optimization_level": 1}), (False, None)])
+def test_less_effort_goes_into_compiling_on_a_cpu_and_nowhere_else(cpu, options, monkeypatch):
+    monkeypatch.setattr(kernels, "on_cpu", lambda: cpu)
+    asked = {}
+    monkeypatch.setattr(jax, "jit", lambda f, **how: asked.update(how) or f)
+    assert kernels.Compiled(lambda x, times: x * times, static_argnames="times")(3, times=2) == 6
+    assert asked == {"compiler_options": options, "static_argnames": "times"}
+
+
+def test_a_compiled_function_is_that_function_and_has_all_that_jit_gives():
+    f = lambda x: jnp.exp(x).sum()
+    made, x = kernels.Compiled(f), jnp.linspace(-3, 2, 50)
+    np.testing.assert_allclose(made(x), np.exp(np.asarray(x, np.float64)).sum(), rtol=1e-6)
+    assert made.eval_shape(x).shape == () and made.lower(x).compile()(x) == made(x)

@@ -497,6 +497,17 @@ def test_a_normaliser_is_that_of_its_step():
     np.testing.assert_allclose(after.carry.norm, special.logsumexp(logits, axis=1), rtol=1e-5)
 
 
+@pytest.mark.parametrize(("contexts", "steps"), [(1, 300), (1, 5), (150, 3)])
+def test_what_is_drawn_ahead_in_pieces_is_what_every_step_would_draw(contexts, steps):
+    problem = bandit(jnp.zeros((contexts, 7)), jnp.zeros((contexts, 7)), features=jnp.zeros((contexts, 1)))
+    method = Method("dpo", label_noise=0.5)
+    loop = simulating.Loop.make(problem, method, jax.random.key(3), steps, False)
+    here = jax.vmap(loop.draw)(jnp.arange(steps + 1))
+    np.testing.assert_array_equal(loop.draws.uniform[: steps + 1], here.uniform)
+    words = lambda keys: np.asarray(jax.random.key_data(keys))
+    np.testing.assert_array_equal(words(loop.draws.noise)[: steps + 1], words(here.noise))
+
+
 # --- steps on the drawn responses alone --------------------------------------------------------------------------
 WIDE = 40_000
 
