@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from bandit_pft.errors import check_integer, check_key, check_memory
+from bandit_pft.errors import check_integer, check_key, check_memory, is_traced
 
 SPARSE = 1 << 15  # Actions from which on a step on a few of them is faster than a pass over all.
 BLOCK = 1024  # One float32 cumulative sum stays exact enough up to here; beyond, every level gets a fresh uniform.
@@ -26,22 +26,23 @@ class Compiled:
     """`jax.jit(f)`, made at its first use, when it is known for which platform.
 
     On a CPU LLVM's highest effort takes up to five times as long over these programs, and they run no faster for it.
-    Not to be called while another program is traced: JAX takes options of the compiler for whole programs only.
+    Options of the compiler are for whole programs: called while another is traced, f is a plain part of that one.
     """
 
     def __init__(self, f: Callable[..., Any], **options: Any) -> None:
         self.f, self.options = f, options
+        self.part = jax.jit(f, **options)
 
     @cached_property
-    def jitted(self) -> Any:
+    def whole(self) -> Any:
         effort = {"xla_backend_optimization_level": 1} if on_cpu() else None
         return jax.jit(self.f, compiler_options=effort, **self.options)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.jitted(*args, **kwargs)
+        return (self.part if is_traced((args, kwargs)) else self.whole)(*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.jitted, name)
+        return getattr(self.whole, name)
 
 
 def total(x: Float[Array, "*S A"]) -> Float[Array, "*S"]:

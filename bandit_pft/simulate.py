@@ -113,7 +113,7 @@ def simulate(
     settings = {"steps": steps, "probe": probe, "every": every}
     guard(run_jit.eval_shape(*arguments, **settings), 1, problem, method)
     if is_traced(arguments):
-        return run(*arguments, **settings)
+        return run_jit(*arguments, **settings)
     guard_program(run_jit.trace(*arguments, **settings), 1, method.name)
     with explained(method.name):
         result = run_jit(*arguments, **settings)

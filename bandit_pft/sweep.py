@@ -232,8 +232,7 @@ class Tile(NamedTuple):
         return problem, method, seed_keys([row.seed for row in rows]), self.plan
 
     def traced(self, settings: dict[str, Any]) -> tuple[Any, Any]:
-        """The programs that begin and go on, of the shapes of `inputs`; JAX traces them anew for every
-        default device."""
+        """The programs that begin and go on, for the shapes of `inputs`; traced once for each default device."""
         problem, method = jax.tree.map(partial(_stacked, self.width), (self.rows[0].problem, self.rows[0].method))
         keys = jax.ShapeDtypeStruct((self.width,), seed_keys([0]).dtype)
         begun = begin_jit.trace(problem, method, keys, self.plan, **settings)

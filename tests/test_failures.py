@@ -14,6 +14,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -35,6 +36,7 @@ from bandit_pft import (
     distribution_probe,
     factorised,
     force,
+    kernels,
     length_problem,
     measure,
     paper_bandit,
@@ -512,7 +514,9 @@ class Uncompiled:
     def lower(self, *args: Any, **options: Any) -> Any:
         raise Compiled(self.jitted)
 
-    trace = lower
+    def trace(self, *args: Any, **options: Any) -> Any:
+        traced = self.jitted.trace(*args, **options)
+        return SimpleNamespace(jaxpr=traced.jaxpr, out_info=traced.out_info, lower=self.lower)
 
 
 @pytest.fixture(autouse=True)
@@ -529,7 +533,7 @@ def nothing_compiles(monkeypatch):
     for name, module in list(sys.modules.items()):
         if name.partition(".")[0] == "bandit_pft":
             for attribute, value in list(vars(module).items()):
-                if isinstance(value, jitted):
+                if isinstance(value, (jitted, kernels.Compiled)):
                     monkeypatch.setattr(module, attribute, Uncompiled(value))
     monkeypatch.setattr(jax, "jit", lambda *args, **options: Uncompiled(jit(*args, **options)))
 
