@@ -147,7 +147,7 @@ def _(table: pd.DataFrame) -> Figure:
 @experiment(
     "Offline Best-of-N and IPO on the same 100 x 10 draws from the reference, learning rate 0.003, 200 steps; as "
     "shipped: Best-of-N with 5 x 10 draws and learning rate 0.01.",
-    equal="gradient steps", seconds=60,
+    equal="gradient steps", seconds=170,
 )  # fmt: skip
 def offline(quick: bool) -> Outcome:
     best, ipo = (
@@ -161,7 +161,7 @@ def offline(quick: bool) -> Outcome:
         replace(ipo, name="IPO shuffled", label_noise=SHUFFLED),
         replace(best, name="Best-of-N shipped", prompts=5, learning_rate=0.01),
     ]  # fmt: skip
-    ds = sweep([network_bandit(name) for name in FAR_TO_NEAR], methods, seeds=seeds(quick), steps=200, every=20)
+    ds = sweep([network_bandit(name) for name in FAR_TO_NEAR], methods, seeds=seeds(quick, 20), steps=200, every=20)
     gap = {name: at(ds, name, "IPO") - at(ds, name, "Best-of-N") for name in FAR_TO_NEAR}
     measures: dict[str, Any] = {f"IPO - Best-of-N on {name}": values for name, values in gap.items()}
     for far, near in itertools.pairwise(FAR_TO_NEAR):
