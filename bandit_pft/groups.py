@@ -26,6 +26,17 @@ def safe_divide(x: Array, y: Array) -> Array:
     return jnp.where(y == 0, 0.0, x / jnp.where(y == 0, 1.0, y))
 
 
+def weighted_mean(weight: Float[Array, "*B N"], x: Float[Array, "*B N"]) -> Float[Array, "*B"]:
+    """Mean of x under weights that sum to 1, and exactly x where all are equal: none is above or below its mean.
+
+    A plain sum of products misses equal numbers by its rounding, and what is compared with the mean then has a sign.
+    """
+    counts = weight > 0
+    low = jnp.where(counts, x, jnp.inf).min(-1)
+    low = jnp.where(jnp.isposinf(low), 0, low)
+    return low + total(weight * jnp.where(counts, x - low[..., None], 0))
+
+
 class Group(NamedTuple):
     """N responses of T tokens to one context; shapes without the batch axis.
 
@@ -140,7 +151,7 @@ class Group(NamedTuple):
     # --- baselines -------------------------------------------------------------------------------------------------
     def group_advantage(self) -> Float[Array, " N"]:
         """Reward minus the mean of the group's rewards, the response's own included."""
-        centred = self.reward - self.expect(self.reward)
+        centred = self.reward - weighted_mean(self.weight, self.reward)
         # The mean's rounding would be a force on all alike, and a large one where a small deviation divides it.
         return centred - self.expect(centred)
 
@@ -239,7 +250,7 @@ class Group(NamedTuple):
             draws=number((real & (weight > 0)).sum() if draws is None else draws),
             temperature=number(temperature),
             min_gap=number(min_gap),
-            threshold=number(safe_divide((weight * score).sum(), weight.sum()) if threshold is None else threshold),
+            threshold=number(weighted_mean(weight, score) if threshold is None else threshold),
             baseline=number(baseline),
             scale=number(scale),
             share=number(1),

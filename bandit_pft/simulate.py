@@ -35,7 +35,7 @@ from bandit_pft.errors import (
     naming,
     shown,
 )
-from bandit_pft.groups import ExactGroup, Group, prepare
+from bandit_pft.groups import ExactGroup, Group, prepare, weighted_mean
 from bandit_pft.kernels import (
     SPARSE,
     Compiled,
@@ -574,7 +574,7 @@ class Loop(NamedTuple):
             # An exact group averages over the noise instead of drawing it.
             score = reward if collected.noise is None else reward + temperature * collected.noise
         each = lambda x: jnp.broadcast_to(jnp.asarray(x, reward.dtype), contexts.shape)
-        threshold = total(weight * score) if method.threshold is None else each(method.threshold)
+        threshold = weighted_mean(weight, score) if method.threshold is None else each(method.threshold)
         return self.kind(
             response=response, mask=mask, weight=weight, reward=reward, score=score, ref_logp=reference, old_logp=old,
             draws=each(method.num_responses), temperature=each(temperature), min_gap=each(method.min_gap),

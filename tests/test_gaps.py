@@ -123,6 +123,17 @@ def test_the_threshold_of_exact_data_is_the_expected_score():
     np.testing.assert_allclose(record["threshold"], 0.7, rtol=1e-6)
 
 
+@pytest.mark.parametrize("settings", [{"num_responses": 6}, {"data": "exact"}])
+def test_a_run_on_equal_rewards_finds_no_response_desirable(settings):
+    def desirable(problem, state):
+        good = state.groups.score > state.groups.threshold[..., None]
+        return {"good": jnp.where(state.groups.mask.any(-1), good, False)}
+
+    rng = np.random.default_rng(0)
+    problem = bandit(np.repeat(rng.uniform(size=(200, 1)), 9, 1), rng.normal(size=(200, 9)))
+    assert not simulate(problem, Method("kto", **settings), 0, steps=3, probe=desirable).record["good"].any()
+
+
 def test_mixed_sequences_come_from_either_source_and_know_its_probability():
     token = lambda *probs: np.tile(np.log(probs), (1, 2, 1))
     problem = sequences(np.zeros((1, 2, 2)), token(0.9, 0.1), data=token(0.2, 0.8))

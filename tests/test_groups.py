@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from bandit_pft.errors import DomainError, ShapeError
-from bandit_pft.groups import ExactGroup, Group, best_of_n_weights, prepare
+from bandit_pft.groups import ExactGroup, Group, best_of_n_weights, prepare, weighted_mean
 
 best_of_n = jax.jit(best_of_n_weights)
 
@@ -201,6 +201,33 @@ def test_desirable_is_what_scores_above_a_threshold_that_is_the_mean_score_by_de
     assert float(group.threshold) == 1
     np.testing.assert_array_equal(group.desirable()[:3], [0, 0, 1])
     np.testing.assert_allclose(Group.of(**given, weight=[1, 1, 2, 0]).threshold, 1.25)
+
+
+@pytest.mark.parametrize("how", ["one by one", "compiled"])
+def test_equal_rewards_are_neither_above_nor_below_their_mean(how: str) -> None:
+    """Whatever the reward, the size of the group, its weights and its padding."""
+    rng = np.random.default_rng(0)
+
+    def judged(reward: Any, weight: Any) -> tuple[Any, Any]:
+        group = Group.of(reward=reward, ref_logp=jnp.zeros(reward.shape), weight=weight)
+        return group.desirable(), group.group_advantage()
+
+    batch, sizes = (100, (1, 2, 3, 6, 7, 8, 10)) if how == "compiled" else (4, (6, 10))
+    for n in sizes:
+        equal = np.repeat(rng.normal(size=(batch, 1)) * 10.0 ** rng.integers(-20, 20, (batch, 1)), n, 1)
+        weight = np.where(np.arange(n) % 3 == 2, 0, rng.uniform(0.1, 1, (batch, n)))
+        equal[:, np.arange(n) % 3 == 2] = 7.0  # Padding.
+        f = jax.vmap(judged) if how == "compiled" else lambda r, w: [jnp.stack(x) for x in zip(*map(judged, r, w))]
+        good, advantage = f(jnp.asarray(equal, jnp.float32), jnp.asarray(weight, jnp.float32))
+        assert not (np.asarray(good) * (weight > 0)).any(), n
+        assert not (np.asarray(advantage) * (weight > 0)).any(), n
+
+
+def test_a_mean_is_that_of_numpy_in_double_precision() -> None:
+    rng = np.random.default_rng(1)
+    reward, weight = (rng.normal(size=(50, 10)) + 3).astype(np.float32), rng.dirichlet(np.ones(10), 50)
+    found = jax.jit(weighted_mean)(jnp.asarray(weight, jnp.float32), jnp.asarray(reward))
+    np.testing.assert_allclose(found, (weight * reward).sum(-1), rtol=1e-6)
 
 
 def test_weights_count_in_proportion_whatever_they_sum_to() -> None:
