@@ -31,8 +31,10 @@ Data = Literal["sampled", "exact"]
 Proxy = Literal["table", "network"]
 Reference = Literal["problem", "initial"]
 
+# Of learning rate 1: `Method.learning_rate` multiplies the update, so that it can be traced and swept.
 SGD = optax.sgd(1.0)
 ADAM = optax.adam(1.0)
+LEARNING_RATE = 0.2
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +47,8 @@ class Method:
     Attributes:
         objective: a name, an `Objective`, or your own function of `(logp, group, *, ...)`.
         hyper: its hyper-parameters; the others keep their defaults.
-        learning_rate: multiplies the optimiser's update.
+        learning_rate: multiplies the optimiser's update. Default: 0.2, and 1 for an optimiser of your own, which then
+            keeps the rate that it was built with.
         on_policy: fraction of the responses drawn from the learner itself; the rest comes from the problem's data.
         reuse: passes over one collection before the next. inf: collect once. Default: 1, and inf when nothing is
             on-policy (one fixed data set, offline learning).
@@ -59,7 +62,7 @@ class Method:
         minibatch: M, contexts per gradient step; default B. Must divide B.
         data: "sampled", or "exact" for the population dynamics (infinite data; every response is enumerated).
         policy: see `bandit_pft.policies`.
-        optimizer: any optax optimiser built with learning rate 1.
+        optimizer: ADAM, SGD, or any optax optimiser.
         schedule: step -> factor on the learning rate, such as `optax.cosine_decay_schedule(1.0, 200)`.
         proxy: learn from a reward model ("table": one number per token, "network": smooth in the token) fitted to
             pairs from the reference under the same label noise, instead of from the true reward. Results always
@@ -73,7 +76,7 @@ class Method:
 
     objective: Any
     hyper: Mapping[str, Any] = field(default_factory=dict)
-    learning_rate: Any = 0.1
+    learning_rate: Any = None
     on_policy: Any = 1.0
     reuse: Any = None
     label_noise: Any = None
@@ -85,7 +88,7 @@ class Method:
     minibatch: int | None = None
     data: Data = "sampled"
     policy: Policy = tabular
-    optimizer: optax.GradientTransformation = SGD
+    optimizer: optax.GradientTransformation = ADAM
     schedule: Callable[[Any], Any] | None = None
     proxy: Proxy | None = None
     reference: Reference = "problem"
@@ -96,6 +99,8 @@ class Method:
         set_field("objective", get_objective(self.objective))
         if not isinstance(self.hyper, Mapping):
             raise TypeError(f"hyper is {shown(self.hyper)}; it must be a dictionary such as {{'beta': 0.1}}")
+        if self.learning_rate is None:
+            set_field("learning_rate", LEARNING_RATE if self.optimizer is ADAM or self.optimizer is SGD else 1.0)
         self._check()
         if self.reuse is None:
             where = jnp.where if is_traced(self.on_policy) else np.where

@@ -15,14 +15,14 @@ import jax
 import xarray as xr
 
 from bandit_pft.errors import ConfigError, nearest
-from bandit_pft.methods import ADAM, Method
+from bandit_pft.methods import LEARNING_RATE as LEARNING_RATE
+from bandit_pft.methods import Method
 from bandit_pft.policies import tabular_shared
 from bandit_pft.probes import distribution_probe
 from bandit_pft.problems import Problem, length_problem, paper_bandit, paper_sequences
 from bandit_pft.sweep import sweep
 
 CONTEXTS = 100
-LEARNING_RATE = 0.2
 LENGTHS = ("min", "mode", "skew")
 SEQUENCES = {"R6": "far peak", "R7": "near peak"}
 TITLES = {"R4": "far peak (R4)", "R5": "near peak (R5)", "R8": "far, wide peak (R8)", "R9": "far, wider peak (R9)"}
@@ -77,9 +77,8 @@ def on_policy(objective: str, **settings: Any) -> Method:
 
 def _method(objective: str, regime: str, **settings: Any) -> Method:
     # One row of logits for all contexts: what is learnt in one context counts in all, as in the paper's network.
-    same = {"learning_rate": LEARNING_RATE, "optimizer": ADAM, "policy": tabular_shared, "num_responses": 10}
     name = f"{objective.removesuffix('_normalized')} {regime}"
-    return Method(objective, name=name, **{**same, **settings})
+    return Method(objective, name=name, policy=tabular_shared, **settings)
 
 
 # IPO's target is a lead of 10 nats. Offline, pairs with nearly equal rewards are left out, as the authors do.

@@ -163,7 +163,7 @@ def check_run(problem: Problem, method: Method, steps: int, every: int, on_nonfi
     if not isinstance(problem, Problem):
         raise TypeError(f"problem is {shown(problem)}; make one with bandit(...) or paper_bandit('R4')")
     if not isinstance(method, Method):
-        raise TypeError(f"method is {shown(method)}; make one with Method('dpo', learning_rate=0.1)")
+        raise TypeError(f"method is {shown(method)}; make one with Method('dpo')")
     check_integer("steps", steps, at_least=0)
     check_integer("every", every, at_least=1)
     if steps % every:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import optimize
 
-from bandit_pft import Method, bandit, context_network, factorised, prepare, sequences, simulate, tabular_shared
+from bandit_pft import SGD, Method, bandit, context_network, factorised, prepare, sequences, simulate, tabular_shared
 from bandit_pft.groups import Group
 from bandit_pft.probes import SAMPLES, State, distribution_probe, standard_probe
 from bandit_pft.proxy import fit_proxy
@@ -110,7 +110,7 @@ def test_minibatches_are_the_parts_of_a_collection():
 
 
 def test_two_contexts_that_are_one_twice_teach_a_shared_table_what_one_does():
-    method = Method("reinforce", data="exact", policy=tabular_shared, learning_rate=1.0)
+    method = Method("reinforce", data="exact", policy=tabular_shared, learning_rate=1.0, optimizer=SGD)
     reward = np.array([[0.0, 0.5, 1.0]])
     one, two = (simulate(bandit(np.tile(reward, (n, 1))), method, 0, steps=1).params for n in (1, 2))
     assert np.abs(one).max() > 0.05

@@ -217,7 +217,11 @@ def test_equal_rewards_are_neither_above_nor_below_their_mean(how: str) -> None:
         equal = np.repeat(rng.normal(size=(batch, 1)) * 10.0 ** rng.integers(-20, 20, (batch, 1)), n, 1)
         weight = np.where(np.arange(n) % 3 == 2, 0, rng.uniform(0.1, 1, (batch, n)))
         equal[:, np.arange(n) % 3 == 2] = 7.0  # Padding.
-        f = jax.vmap(judged) if how == "compiled" else lambda r, w: [jnp.stack(x) for x in zip(*map(judged, r, w))]
+        f = (
+            jax.vmap(judged)
+            if how == "compiled"
+            else lambda r, w: [jnp.stack(x) for x in zip(*map(judged, r, w), strict=True)]
+        )
         good, advantage = f(jnp.asarray(equal, jnp.float32), jnp.asarray(weight, jnp.float32))
         assert not (np.asarray(good) * (weight > 0)).any(), n
         assert not (np.asarray(advantage) * (weight > 0)).any(), n

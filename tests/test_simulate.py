@@ -82,7 +82,7 @@ GRADIENTS = {
 def test_exact_dynamics_are_those_of_a_float64_loop_in_numpy(name):
     gradient, options = GRADIENTS[name]
     rate = 0.02 if name == "reverse_kl" else 1.0
-    result = simulate(R4, Method(name, data="exact", learning_rate=rate, **options), 0, steps=60)
+    result = simulate(R4, Method(name, data="exact", learning_rate=rate, **options, optimizer=SGD), 0, steps=60)
     np.testing.assert_allclose(result.record["expected_reward"], numpy_loop(gradient, 60, rate), atol=2e-5)
 
 
@@ -95,7 +95,7 @@ def test_exact_dpo_moves_only_by_pairs():
         force = beta / (1 + np.exp(beta * (gain[:, None] - gain[None, :]))) * pairs / pairs.sum()
         return -(force.sum(1) - force.sum(0))
 
-    method = Method("dpo", hyper={"beta": beta}, data="exact", on_policy=0.0, learning_rate=rate)
+    method = Method("dpo", hyper={"beta": beta}, data="exact", on_policy=0.0, learning_rate=rate, optimizer=SGD)
     result = simulate(R4, method, 0, steps=60)
     np.testing.assert_allclose(result.record["expected_reward"], numpy_loop(gradient, 60, rate), atol=2e-5)
 
@@ -108,7 +108,7 @@ def test_offline_best_of_10_ends_at_its_oracle_and_no_further(problem, oracle):
 
 
 def test_the_mean_of_sampled_first_steps_is_the_exact_first_step():
-    method = lambda data: Method("reinforce", data=data, learning_rate=1.0, num_responses=4)
+    method = lambda data: Method("reinforce", data=data, learning_rate=1.0, num_responses=4, optimizer=SGD)
     step = lambda key: simulate(R5, method("sampled"), key, steps=1).params[0]
     moves = np.asarray(jax.vmap(step)(jax.random.split(jax.random.key(0), 4000)))
     exact = np.asarray(simulate(R5, method("exact"), 0, steps=1).params[0])
@@ -135,14 +135,14 @@ def watch(problem, state):
 
 
 def test_offline_data_stay_and_on_policy_data_change_at_every_step():
-    offline = batches(R4, Method("dpo", on_policy=0.0, learning_rate=1.0), 5)["response"]
-    online = batches(R4, Method("dpo", learning_rate=1.0), 5)["response"]
+    offline = batches(R4, Method("dpo", on_policy=0.0, learning_rate=1.0, optimizer=SGD), 5)["response"]
+    online = batches(R4, Method("dpo", learning_rate=1.0, optimizer=SGD), 5)["response"]
     assert (offline == offline[:1]).all()
     assert (online[1:] != online[:-1]).any(axis=(1, 2)).all()
 
 
 def test_reuse_keeps_a_collection_for_that_many_steps():
-    response = batches(R4, Method("ppo_clip", reuse=3, learning_rate=1.0), 8)["response"]
+    response = batches(R4, Method("ppo_clip", reuse=3, learning_rate=1.0, optimizer=SGD), 8)["response"]
     assert (response[0] == response[2]).all() and (response[3] == response[5]).all()
     assert (response[0] != response[3]).any()
 
@@ -161,7 +161,7 @@ def test_minibatches_pass_through_all_prompts_of_a_collection_in_turn():
 def test_prompts_are_visited_in_a_fixed_random_order_without_leaving_one_out():
     problem = contextual_bandit(jax.random.key(0), contexts=6, features=3, num_actions=4)
     which = lambda problem, state: {"moved": (state.params != 0).any(-1)}
-    method = Method("sft", on_policy=0.0, reuse=2, prompts=2, learning_rate=1.0)
+    method = Method("sft", on_policy=0.0, reuse=2, prompts=2, learning_rate=1.0, optimizer=SGD)
     moved = np.asarray(simulate(problem, method, 0, steps=6, probe=which).record["moved"])
     np.testing.assert_array_equal(moved.sum(-1), [0, 2, 2, 4, 4, 6, 6])
 
@@ -169,7 +169,7 @@ def test_prompts_are_visited_in_a_fixed_random_order_without_leaving_one_out():
 def test_a_mixture_draws_from_both_policies_in_proportion():
     far = bandit(jnp.arange(2.0), probs=[0.5, 0.5])
     # After one huge step the learner gives action 1 only; three quarters of what follows come from the reference.
-    method = Method("reinforce_group", on_policy=0.25, learning_rate=1e4, num_responses=64)
+    method = Method("reinforce_group", on_policy=0.25, learning_rate=1e4, num_responses=64, optimizer=SGD)
     response = batches(far, method, 200)["response"][1:]
     assert abs(response.mean() - 0.625) < 4 * math.sqrt(0.625 * 0.375 / response.size)
 
@@ -186,7 +186,9 @@ def test_label_noise_gives_bradley_terry_preferences():
 
 
 def test_exact_label_noise_is_the_mean_over_noisy_labels():
-    noisy = lambda data, n: Method("dpo", label_noise=0.3, data=data, learning_rate=1.0, on_policy=0.0, num_responses=n)
+    noisy = lambda data, n: Method(
+        "dpo", label_noise=0.3, data=data, learning_rate=1.0, on_policy=0.0, num_responses=n, optimizer=SGD
+    )
     exact = simulate(R5, noisy("exact", 2), 0, steps=1).params[0]
     step = lambda key: simulate(R5, noisy("sampled", 256), key, steps=1).params[0]
     moves = np.asarray(jax.vmap(step)(jax.random.split(jax.random.key(0), 200)))
@@ -195,7 +197,7 @@ def test_exact_label_noise_is_the_mean_over_noisy_labels():
 
 
 def test_importance_ratios_start_at_one_on_policy():
-    record = simulate(R4, Method("grpo", learning_rate=1.0), 0, steps=3, probe=lambda p, s: {
+    record = simulate(R4, Method("grpo", learning_rate=1.0, optimizer=SGD), 0, steps=3, probe=lambda p, s: {
         "ratio": jnp.exp(s.logp - s.groups.old_logp)}).record  # fmt: skip
     assert (record["ratio"] == 1).all()
 
@@ -208,7 +210,7 @@ def test_running_statistics_follow_the_rewards():
 
 @pytest.mark.parametrize("kind", ["table", "network"])
 def test_a_proxy_reward_ranks_as_the_true_one_and_results_report_the_true_one(kind):
-    method = Method("reinforce", proxy=kind, data="sampled", num_responses=256, learning_rate=1.0)
+    method = Method("reinforce", proxy=kind, data="sampled", num_responses=256, learning_rate=1.0, optimizer=SGD)
     watch_proxy = lambda problem, state: {"reward": state.groups.reward, "action": state.groups.response[..., 0]}
     record = simulate(R5, method, 0, steps=1, probe=watch_proxy).record
     told, true = np.asarray(record["reward"][0, 0]), np.asarray(R5.reward_table(0))[np.asarray(record["action"][0, 0])]
@@ -226,7 +228,7 @@ def test_a_seed_is_the_key_that_jax_makes_of_it():
 
 
 def test_recording_every_fifth_step_gives_every_fifth_row():
-    method = Method("grpo", learning_rate=1.0)
+    method = Method("grpo", learning_rate=1.0, optimizer=SGD)
     full, sparse = (simulate(R4, method, 3, steps=20, every=m).record["kl"] for m in (1, 5))
     np.testing.assert_allclose(full[::5], sparse, rtol=1e-5, atol=1e-6)
 
@@ -238,7 +240,13 @@ def test_zero_steps_give_the_reference():
 
 
 def test_learning_rate_schedules_and_optimisers_of_optax_take_part():
-    cold = Method("reinforce", data="exact", learning_rate=1.0, schedule=optax.piecewise_constant_schedule(1, {3: 0.0}))
+    cold = Method(
+        "reinforce",
+        data="exact",
+        learning_rate=1.0,
+        schedule=optax.piecewise_constant_schedule(1, {3: 0.0}),
+        optimizer=SGD,
+    )
     reward = simulate(R4, cold, 0, steps=6).record["expected_reward"]
     assert reward[2] > reward[0] and reward[4] == reward[6]
     adam = Method("forward_kl", data="exact", learning_rate=0.1, optimizer=ADAM)
@@ -251,6 +259,20 @@ def test_learning_rate_schedules_and_optimisers_of_optax_take_part():
     np.testing.assert_allclose(simulate(R4, adam, 0, steps=20).params[0], reference, atol=2e-3)
 
 
+@pytest.mark.parametrize("name", ["best_of_n", "grpo", "dpo", "ipo", "kto"])
+def test_an_objective_with_nothing_else_said_reaches_the_near_peak(name):
+    """The default optimiser and rate are those of the headline; plain gradient descent would hardly move dpo and kto."""
+    record = simulate(R5, Method(name), 0, steps=200, every=200).record
+    assert record["expected_reward"][0] < 0.4 and record["expected_reward"][-1] > 0.9
+
+
+def test_an_optimiser_of_ones_own_keeps_the_rate_it_was_built_with():
+    first_step = lambda **how: float(abs(simulate(R5, Method("reinforce", **how), 0, steps=1).params).max())
+    assert first_step(optimizer=optax.adam(1e-3)) == pytest.approx(1e-3, rel=1e-3)
+    assert first_step(optimizer=optax.adam(1e-3), learning_rate=10.0) == pytest.approx(1e-2, rel=1e-3)
+    assert first_step(optimizer=ADAM) == first_step() == pytest.approx(0.2, rel=1e-3)
+
+
 def test_one_compilation_serves_all_numbers_of_a_method():
     ipo, traced = OBJECTIVES["ipo"], []
 
@@ -261,13 +283,15 @@ def test_one_compilation_serves_all_numbers_of_a_method():
     made, counts = replace(ipo, function=counted), []
     for rate, beta, reuse, fraction, noise in [(0.1, 0.1, 2, 0.9, 0.0), (1.0, 0.5, 4, 0.1, 0.2), (2.0, 1, 9, 0.4, 1.0)]:
         simulate(R5, Method(made, hyper={"beta": beta}, learning_rate=rate, reuse=reuse, on_policy=fraction,
-                            label_noise=noise, min_gap=noise, num_responses=3), 0, steps=7)  # fmt: skip
+                            label_noise=noise, min_gap=noise, num_responses=3, optimizer=SGD), 0, steps=7)  # fmt: skip
         counts.append(len(traced))
     assert counts[0] > 0 and counts[1:] == counts[:1] * 2
 
 
 def test_a_run_may_be_vmapped_over_keys_and_differentiated_by_nobody():
-    run = lambda key: simulate(R4, Method("grpo", learning_rate=1.0), key, steps=5).record["expected_reward"][-1]
+    run = lambda key: simulate(R4, Method("grpo", learning_rate=1.0, optimizer=SGD), key, steps=5).record[
+        "expected_reward"
+    ][-1]
     keys = jax.random.split(jax.random.key(0), 3)
     np.testing.assert_allclose(jax.vmap(run)(keys), [run(key) for key in keys], rtol=1e-5)
 
@@ -291,7 +315,7 @@ def test_a_sequence_problem_gives_the_same_exact_dynamics_as_the_bandit_of_its_r
     """Two tokens of three values, learnt as a table: the nine responses are nine actions."""
     chain = sequences(jnp.tile(jnp.asarray([0.0, 0.3, 1.0]), (1, 2, 1)))
     flat = bandit(chain.reward_table(0), ref=chain.ref_table(0))
-    method = Method("reinforce", data="exact", learning_rate=1.0)
+    method = Method("reinforce", data="exact", learning_rate=1.0, optimizer=SGD)
     record = [simulate(p, method, 0, steps=20).record["expected_reward"] for p in (chain, flat)]
     np.testing.assert_allclose(*record, atol=1e-5)
 
@@ -309,7 +333,9 @@ def test_exact_sequences_know_the_probability_of_every_token_they_came_from(frac
             "lead": jnp.where(groups.mask, state.logp - groups.old_logp, 0),
         }
 
-    method = Method("ppo_clip", data="exact", on_policy=fraction, reuse=1, policy=factorised, learning_rate=3.0)
+    method = Method(
+        "ppo_clip", data="exact", on_policy=fraction, reuse=1, policy=factorised, learning_rate=3.0, optimizer=SGD
+    )
     record = simulate(chain, method, 0, steps=3, probe=look).record
     np.testing.assert_allclose(record["weight"].sum(-1), 1, atol=1e-5)
     np.testing.assert_allclose(jnp.exp(record["total"]), record["weight"], atol=1e-6)
@@ -330,10 +356,10 @@ def test_metrics_of_a_policy_that_cannot_be_enumerated_are_means_over_draws():
 def test_a_diverging_run_is_frozen_and_says_at_which_step():
     huge = bandit(1e30 * jnp.arange(4.0))
     with pytest.warns(UserWarning, match=r"1 of 1 runs diverged \(first: run=reinforce, step 1\); they were frozen"):
-        result = simulate(huge, Method("reinforce", data="exact", learning_rate=1e10), 0, steps=50)
+        result = simulate(huge, Method("reinforce", data="exact", learning_rate=1e10, optimizer=SGD), 0, steps=50)
     assert int(result.first_bad_step) == 1
     assert np.isnan(result.record["expected_reward"][2:]).all() and np.isfinite(result.record["expected_reward"][0])
-    healthy = simulate(huge, Method("reinforce", data="exact", learning_rate=1e-31), 0, steps=50)
+    healthy = simulate(huge, Method("reinforce", data="exact", learning_rate=1e-31, optimizer=SGD), 0, steps=50)
     assert int(healthy.first_bad_step) == -1
 
 
@@ -348,7 +374,10 @@ def test_a_run_whose_loss_is_infinite_for_a_while_is_frozen_or_kept_going_or_rai
         return -group.mean(group.reward * total) + jnp.where(total.max() > jnp.log(0.5), jnp.inf, 0.0)
 
     try:
-        method, problem = Method("passing_gap", data="exact", learning_rate=1.0), bandit(jnp.asarray([0.0, 0.5, 1.0]))
+        method, problem = (
+            Method("passing_gap", data="exact", learning_rate=1.0, optimizer=SGD),
+            bandit(jnp.asarray([0.0, 0.5, 1.0])),
+        )
         run = lambda how: simulate(problem, method, 0, steps=60, on_nonfinite=how)
         with pytest.warns(UserWarning, match="frozen there"):
             frozen = run("freeze")
@@ -375,8 +404,8 @@ BAD = [
     (lambda: Method("dpo", num_responses=1), ConfigError, "at least 2"),
     (lambda: Method("grpo", num_responses=1), ConfigError, "at least 2"),
     (lambda: Method("dpo", num_responses=2.5), TypeError, "whole number"),
-    (lambda: Method("dpo", learning_rate=-1.0), DomainError, "at least 0"),
-    (lambda: Method("dpo", learning_rate="fast"), TypeError, "number"),
+    (lambda: Method("dpo", learning_rate=-1.0, optimizer=SGD), DomainError, "at least 0"),
+    (lambda: Method("dpo", learning_rate="fast", optimizer=SGD), TypeError, "number"),
     (lambda: Method("dpo", on_policy=1.5), DomainError, "at most 1"),
     (lambda: Method("dpo", reuse=0.5), DomainError, "at least 1"),
     (lambda: Method("dpo", label_noise=-1.0), DomainError, "at least 0"),
@@ -435,7 +464,7 @@ def test_normalisers_found_near_the_last_ones_give_the_same_runs(
     name, options, prompts, actions, forbidden, monkeypatch
 ):
     """Against tables that are normalised from scratch at every step, as accelerators do."""
-    method = Method(name, learning_rate=20.0 * actions / 3000, prompts=prompts, **options)
+    method = Method(name, learning_rate=20.0 * actions / 3000, prompts=prompts, **options, optimizer=SGD)
     go = lambda: simulate(long_problem(forbidden, actions), method, 0, steps=30)
     near = go()
     jax.clear_caches()
@@ -452,7 +481,7 @@ def test_normalisers_found_near_the_last_ones_give_the_same_runs(
 def test_a_step_so_long_that_the_last_normaliser_is_of_no_use_is_taken_right():
     """Logits rise by some thousand at once: exponentials near the old normaliser are infinite."""
     problem = bandit(jnp.asarray([np.linspace(0, 1, 3000)]), jnp.zeros((1, 3000)))
-    method = Method("reinforce", data="exact", learning_rate=1e7)
+    method = Method("reinforce", data="exact", learning_rate=1e7, optimizer=SGD)
     record, _, first_bad_step = jax.jit(lambda key: simulate(problem, method, key, steps=3))(jax.random.key(0))
     assert first_bad_step == -1
     np.testing.assert_allclose(record["expected_reward"][1:], 1.0, atol=1e-3)
@@ -473,7 +502,7 @@ def test_a_run_whose_normaliser_is_found_anew_leaves_its_neighbours_alone():
 @pytest.mark.parametrize("data", ["exact", "sampled"])
 def test_only_a_reference_that_forbids_something_is_looked_through_for_it(name, data):
     """Where nothing is forbidden, looking changes nothing; under a trace nobody knows, and one looks."""
-    method = Method(name, learning_rate=1.0, data=data)
+    method = Method(name, learning_rate=1.0, data=data, optimizer=SGD)
     free, bound = long_problem(actions=100), long_problem(forbidden=True, actions=100)
     assert [simulating.plan(problem, method).forbids for problem in (free, bound)] == [False, True]
     record, params, _ = simulate(free, method, 0, steps=5)
@@ -487,7 +516,7 @@ def test_only_a_reference_that_forbids_something_is_looked_through_for_it(name, 
 
 def test_a_normaliser_is_that_of_its_step():
     """It is what the next step starts from; one left behind would be found anew, by way of the maximum, ever after."""
-    method = Method("reinforce", data="exact", learning_rate=1e4)
+    method = Method("reinforce", data="exact", learning_rate=1e4, optimizer=SGD)
     seen = lambda problem, state: {"params": state.params}
     arguments = long_problem(), method, jax.random.key(0), simulating.plan(long_problem(), method)
     course, progress = simulating.begin_jit(*arguments, steps=5, every=1, probe=seen)
@@ -585,7 +614,7 @@ def test_steps_on_the_drawn_responses_alone_are_those_on_the_whole_table(
 
 def test_steps_on_few_among_forty_thousand_are_those_on_the_whole_table(monkeypatch):
     """On responses that were drawn once, so that nothing hangs on the last bit of a probability."""
-    method = Method("dpo", learning_rate=200.0, num_responses=16, on_policy=0.0)
+    method = Method("dpo", learning_rate=200.0, num_responses=16, on_policy=0.0, optimizer=SGD)
     few, everything, count = on_few_and_on_all(wide_problem(actions=WIDE), method, monkeypatch, steps=60)
     assert count == 60
     assert 16 < (np.abs(np.asarray(few.params)) > 1e-3).sum() <= 32
@@ -594,7 +623,7 @@ def test_steps_on_few_among_forty_thousand_are_those_on_the_whole_table(monkeypa
 
 def test_steps_on_few_find_their_way_where_the_normaliser_has_moved_far(few_are_many, monkeypatch):
     """A rate at which the winners' logits rise by hundreds: masses near the old normaliser are infinite."""
-    method = Method("rloo", learning_rate=3000.0, num_responses=8)
+    method = Method("rloo", learning_rate=3000.0, num_responses=8, optimizer=SGD)
     few, everything, count = on_few_and_on_all(wide_problem(), method, monkeypatch, steps=20)
     assert count == 20
     assert np.asarray(few.params).max() > 100
@@ -615,7 +644,7 @@ def test_a_run_on_few_that_diverges_stops_at_the_same_step_as_one_on_all(few_are
         return -size * group.mean(group.group_advantage() * total)
 
     try:
-        method = Method("passing_gap_below_the_mean", learning_rate=5.0, num_responses=8)
+        method = Method("passing_gap_below_the_mean", learning_rate=5.0, num_responses=8, optimizer=SGD)
         with pytest.warns(UserWarning, match="diverged"):
             few, everything, count = on_few_and_on_all(wide_problem(), method, monkeypatch, steps=60)
         assert 0 < count == int(few.first_bad_step) == int(everything.first_bad_step) < 60
@@ -637,7 +666,7 @@ def test_steps_on_few_are_for_tables_under_plain_gradient_descent_alone(change, 
 
 def test_a_run_on_few_in_a_sweep_is_that_of_its_own(few_are_many):
     """Its neighbours could send it over the whole table, so it has none."""
-    method = Method("grpo", learning_rate=2.0)
+    method = Method("grpo", learning_rate=2.0, optimizer=SGD)
     options = {"steps": 20, "every": 20}
     alone = sweep(wide_problem(), method, seeds=[3], **options)
     among = sweep(wide_problem(), method, seeds=range(5), **options)

@@ -23,8 +23,8 @@ from bandit_pft.claims import Criterion, Outcome, claim, experiment, figure
 from bandit_pft.experiments.authors import NETWORK, SCRIPTS, network, network_bandit
 from bandit_pft.experiments.drawing import lines, points
 from bandit_pft.groups import best_of_n_weights
-from bandit_pft.methods import ADAM, Method
-from bandit_pft.paper import GAP, LEARNING_RATE, TITLES
+from bandit_pft.methods import Method
+from bandit_pft.paper import GAP, TITLES
 from bandit_pft.plots import SlideFigure
 from bandit_pft.policies import tabular_shared
 from bandit_pft.probes import State
@@ -234,8 +234,8 @@ def table_method(objective: str, name: str, on_policy: bool) -> Method:
     """One row of logits for all contexts, at the learning rate that `paper.headline` uses."""
     hyper, gap = ({"beta": 0.05}, GAP) if objective == "ipo" else ({}, 0.0)
     return Method(
-        objective, hyper, name=name, learning_rate=LEARNING_RATE, optimizer=ADAM, policy=tabular_shared,
-        on_policy=float(on_policy), prompts=10 if on_policy else None, min_gap=0.0 if on_policy else gap,
+        objective, hyper, name=name, policy=tabular_shared, on_policy=float(on_policy),
+        prompts=10 if on_policy else None, min_gap=0.0 if on_policy else gap,
     )  # fmt: skip
 
 

@@ -21,7 +21,7 @@ from bandit_pft import metrics
 from bandit_pft.claims import Criterion, Outcome, claim, experiment, figure
 from bandit_pft.experiments.drawing import lines, points
 from bandit_pft.groups import ExactGroup, Group, prepare
-from bandit_pft.methods import ADAM, Method
+from bandit_pft.methods import Method
 from bandit_pft.objectives import OBJECTIVES, batch_force, force
 from bandit_pft.paper import GAP
 from bandit_pft.policies import tabular_shared
@@ -853,7 +853,7 @@ def halved(problem: Problem) -> Problem:
 def same_draws(quick: bool) -> Outcome:
     """Offline and on-policy IPO, and KTO."""
     problems = [paper_bandit(which, 20, key=jax.random.key(0)) for which in ("R4", "R5")]
-    common: dict[str, Any] = {"learning_rate": 0.2, "optimizer": ADAM, "policy": tabular_shared, "num_responses": 10}
+    common: dict[str, Any] = {"learning_rate": 0.2, "policy": tabular_shared, "num_responses": 10}
     methods = [
         Method("ipo", name="IPO offline", on_policy=0.0, prompts=20, min_gap=GAP, **common),
         Method("ipo", name="IPO on-policy", on_policy=1.0, prompts=20, min_gap=GAP, **common),

@@ -17,7 +17,7 @@ from scipy import stats
 from bandit_pft.claims import Criterion, Outcome, claim, experiment, figure
 from bandit_pft.experiments.drawing import lines, points
 from bandit_pft.groups import ExactGroup, Group, best_of_n_weights
-from bandit_pft.methods import Method
+from bandit_pft.methods import SGD, Method
 from bandit_pft.objectives import force, with_kl
 from bandit_pft.probes import distribution_probe
 from bandit_pft.problems import bandit, log_softmax, paper_bandit, paper_reference
@@ -744,8 +744,8 @@ def clip_higher(quick: bool) -> Outcome:
     problems = [bandit([worth, *[0.0] * 18, 1.0], probs=probs, name=name) for name, worth in ARMS.items()]
     # The same number of steps and records for all, so that one compiled program serves them.
     run = lambda passes, rate, seeds: sweep(
-        problems, Method("dapo", learning_rate=rate, reuse=passes, num_responses=64), seeds=seeds, every=8,
-        steps=ROUNDS * 32, probe=distribution_probe, grid={"clip_high": CLIPS},
+        problems, Method("dapo", learning_rate=rate, reuse=passes, num_responses=64, optimizer=SGD), seeds=seeds,
+        every=8, steps=ROUNDS * 32, probe=distribution_probe, grid={"clip_high": CLIPS},
     )  # fmt: skip
     at = {clip: CLIPS.index(clip) for clip in (0.2, 0.28)}
     single = run(1, 1.0, range(2))["entropy"].values[:, 0]
