@@ -1,20 +1,28 @@
-# `make demo` and `make test` set up everything they need, once, in .venv (Python 3.11 to 3.13: PYTHON=python3.12).
+# `make demo` and `make test` set up everything they need, once, in .venv (Python 3.11 or newer: PYTHON=python3.12).
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 WORKERS ?= auto
 # TESTS="tests/test_groups.py -k kl" runs only these.
 TESTS ?=
-PYTEST := pytest -n $(WORKERS) --dist loadfile $(TESTS)
+PYTEST := pytest -n $(WORKERS) --dist worksteal --durations=25 $(TESTS)
+# What needs no browser, PyTorch, process, notebook or claim that runs.
+FAST := -m "not slow and not torch"
 
 # A lane sets these; otherwise all tests run with the newest versions that this Python can have.
 EXTRAS ?= test
 PIP_OPTIONS ?=
 
-.PHONY: demo test browser notebooks test-lowest test-newest coverage lint audit bench soak clean
+.PHONY: demo check test fast types browser notebooks test-lowest test-between test-newest coverage lint audit bench \
+  soak clean
 
 demo: $(VENV)/core.stamp  ## the headline comparison: table, figures/, results/
 	$(BIN)/bandit-pft demo
+
+check: lint fast  ## style, types, laws and the fast tests: some minutes
+
+fast: $(VENV)/check.stamp
+	$(BIN)/python -m $(PYTEST) $(FAST)
 
 test: $(VENV)/$(EXTRAS).stamp browser  ## run every test
 	$(BIN)/python -m $(PYTEST)
@@ -30,22 +38,28 @@ notebooks: $(VENV)/test.stamp  ## run every notebook at full size, from top to b
 
 # Lanes have folders of their own, and fail where their Python is missing; PYTHON=... says where it is.
 test-lowest: PYTHON = python3.11
-test-lowest:  ## run every test with the oldest Python and libraries that pyproject.toml allows
+test-lowest:  ## the fast tests with the oldest Python and libraries that pyproject.toml allows
 	$(call need_python,3.11)
 	$(PYTHON) -c '$(LOWER_BOUNDS)' > .venv-lowest.txt
-	$(MAKE) test VENV=.venv-lowest PYTHON=$(PYTHON) PIP_OPTIONS="--constraint .venv-lowest.txt"
+	$(MAKE) fast VENV=.venv-lowest PYTHON=$(PYTHON) PIP_OPTIONS="--constraint .venv-lowest.txt"
+
+test-between: PYTHON = python3.12
+test-between:  ## the fast tests with a JAX between
+	$(call need_python,3.12)
+	echo 'jax==0.11.*' > .venv-between.txt
+	$(MAKE) fast VENV=.venv-between PYTHON=$(PYTHON) PIP_OPTIONS="--constraint .venv-between.txt"
 
 test-newest: PYTHON = python3.13
-test-newest:  ## run the tests with the newest Python and libraries; no PyTorch, whose builds for it take gigabytes
+test-newest:  ## every test with the newest Python and libraries; no PyTorch, whose builds for it take gigabytes
 	$(call need_python,3.13)
 	rm -f .venv-newest/*.stamp
 	$(MAKE) test VENV=.venv-newest PYTHON=$(PYTHON) PIP_OPTIONS="--upgrade --upgrade-strategy eager" EXTRAS=test-core \
-	  TESTS="$(NO_TORCH) $(TESTS)"
+	  TESTS='-m "not torch" $(TESTS)'
 
 coverage: $(VENV)/test.stamp browser  ## run every test, then name the lines and branches that none of them reached
 	$(BIN)/python -m $(PYTEST) --cov --cov-report=term-missing:skip-covered
 
-lint: $(VENV)/test.stamp  ## style, types, and README's table of objectives
+lint: $(VENV)/check.stamp  ## style, types, and README's table of objectives
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
@@ -75,22 +89,23 @@ $(VENV)/core.stamp: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install -e .
 	touch $@
 
+$(VENV)/check.stamp: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install $(PIP_OPTIONS) -e '.[check]'
+	touch $@ $(VENV)/core.stamp
+
 $(VENV)/test-core.stamp: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install $(PIP_OPTIONS) -e '.[test-core]'
-	touch $@ $(VENV)/core.stamp
+	touch $@ $(VENV)/core.stamp $(VENV)/check.stamp
 
 # PyTorch goes first and alone: what depends on it would otherwise choose its own, much larger build.
 $(VENV)/test.stamp: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install '$(shell sed -n 's/.*"\(torch==.*\)".*/\1/p' pyproject.toml)'
 	$(BIN)/python -m pip install $(PIP_OPTIONS) -e '.[test]'
-	touch $@ $(VENV)/core.stamp $(VENV)/test-core.stamp
+	touch $@ $(VENV)/core.stamp $(VENV)/check.stamp $(VENV)/test-core.stamp
 
 .venv-audit/bin/pip-audit:
 	$(PYTHON) -m venv .venv-audit
 	.venv-audit/bin/python -m pip install pip-audit
-
-# A test that needs PyTorch says so in its name, or stands in such a file; any other fails without it.
-NO_TORCH := --ignore=tests/test_trl.py --ignore-glob='tests/test_hf*.py' -k 'not torch and not language_models'
 
 define LOWER_BOUNDS
 import tomllib; project = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
