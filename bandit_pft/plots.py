@@ -31,6 +31,7 @@ from scipy import stats
 from bandit_pft import metrics, style
 from bandit_pft.errors import ConfigError, check_choice, check_names, nearest
 from bandit_pft.problems import Problem
+from bandit_pft.store import write_file
 
 NAMES = {
     "expected_reward": "expected reward",
@@ -81,13 +82,18 @@ class SlideFigure(Figure):
 
 
 def save(figure: Figure, path: str | Path) -> tuple[Path, Path]:
-    """Write `path`.svg and `path`.png; the same figure gives the same bytes."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    svg, png = path.with_name(path.name + ".svg"), path.with_name(path.name + ".png")
+    """Write `path`.svg and `path`.png, each whole or not at all; the same figure gives the same bytes.
+
+    Raises:
+        StoreError: they cannot be written.
+    """
+    drawn = {"svg": io.BytesIO(), "png": io.BytesIO()}
     with matplotlib.rc_context(style.RC):
-        figure.savefig(svg, metadata={"Date": None, "Creator": None})
-        figure.savefig(png, metadata={"Software": None})
+        figure.savefig(drawn["svg"], format="svg", metadata={"Date": None, "Creator": None})
+        figure.savefig(drawn["png"], format="png", metadata={"Software": None})
+    svg, png = (Path(f"{Path(path)}.{ending}") for ending in drawn)
+    write_file(svg, drawn["svg"].getvalue())
+    write_file(png, drawn["png"].getvalue())
     return svg, png
 
 

@@ -367,24 +367,18 @@ def _claim(path: Path, me: str, wait: bool) -> Iterator[None]:
         path.unlink(missing_ok=True)
 
 
-def write_file(path: Path, content: bytes) -> None:
+def write_file(path: Path, content: bytes | memoryview) -> None:
     """All of the file or nothing, also when the process is killed, the disk is full, or the power fails.
 
     Raises:
         StoreError: the disk is full, or the file cannot be written. What was there before stays.
     """
-    with replacing(path) as temporary, open(temporary, "wb") as file:
-        file.write(content)
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A name to write to; what was written there then takes the place of `path` at once."""
     temporary = path.with_name(f"{path.name}.tmp.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        with open(temporary, "rb+") as file:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
         if os.name == "posix":  # The new name has to reach the disk as well.

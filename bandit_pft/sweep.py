@@ -584,23 +584,23 @@ def describe(method: Method) -> dict[str, Any]:
 def save(data: xr.Dataset, path: str | Path) -> Path:
     """Write results as netCDF, or, where the name ends in .parquet, one line per run with its last values.
 
-    The file appears whole or not at all.
+    The file appears whole or not at all: its bytes are made in memory, since HDF5 cannot close a file that it could
+    not write and ends the process.
 
     Raises:
         ConfigError: another ending. StoreError: it cannot be written.
     """
     path = Path(path)
     if path.suffix == ".parquet":
-        write: Callable[[Path], Any] = summary_table(data).to_parquet
-    elif path.suffix == ".nc":
-        write = lambda temporary: data.to_netcdf(temporary, engine="h5netcdf")
-    else:
-        raise ConfigError(f"path is {str(path)!r}; end it in .nc (everything), or .parquet (last values of each run)")
-    with files.replacing(path) as temporary:
         try:
-            write(temporary)
+            content = summary_table(data).to_parquet()
         except ImportError as error:
             raise ConfigError("parquet needs one more library: pip install pyarrow") from error
+    elif path.suffix == ".nc":
+        content = data.to_netcdf(engine="h5netcdf")
+    else:
+        raise ConfigError(f"path is {str(path)!r}; end it in .nc (everything), or .parquet (last values of each run)")
+    files.write_file(path, content)
     return path
 
 

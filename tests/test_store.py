@@ -588,14 +588,46 @@ def test_an_export_that_fails_leaves_the_older_file_as_it_was(tmp_path, monkeypa
     save(data, path)
     before = path.read_bytes()
 
-    def fail(self, place, **_):
-        Path(place).write_bytes(b"half")
+    def fail(descriptor):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("xarray.Dataset.to_netcdf", fail)
+    monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(StoreError, match="No space left"):
         save(data, path)
     assert path.read_bytes() == before and [entry.name for entry in tmp_path.iterdir()] == ["result.nc"]
+
+
+# No file may grow beyond 4 kB, as on a disk with so much room.
+NO_ROOM = """
+import gc, resource, signal, sys
+from pathlib import Path
+import numpy as np, xarray as xr
+from bandit_pft import plots, save
+from bandit_pft.errors import StoreError
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+noise = np.random.default_rng(0).normal(size=(5000, 50))
+data = xr.Dataset({"first_bad_step": ("seed", noise[:, 0]), "kl": (("seed", "step"), noise)})
+figure = plots.SlideFigure()
+figure.subplots().plot(noise[:, 0])
+saving = {"x.nc": lambda path: save(data, path), "x.parquet": lambda path: save(data, path),
+          "x.svg": lambda path: plots.save(figure, path.with_suffix(""))}
+for name, write in saving.items():
+    try:
+        write(Path(sys.argv[1], name))
+    except StoreError as error:
+        assert f"{name} cannot be written" in str(error) and "make room" in str(error), error
+        print("refused", name)
+    gc.collect()
+"""
+
+
+def test_what_finds_no_room_is_refused_leaves_nothing_and_the_program_goes_on(tmp_path):
+    done = subprocess.run([sys.executable, "-c", NO_ROOM, str(tmp_path)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["refused x.nc", "refused x.parquet", "refused x.svg"]
+    assert not list(tmp_path.iterdir())
 
 
 # --- machines that lack something ----------------------------------------------------------------------------------
