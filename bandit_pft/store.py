@@ -36,7 +36,7 @@ try:
 except ImportError:  # Windows: locks are then files that must not exist.
     fcntl = None
 
-FORMAT = 2
+FORMAT = 3  # Tiles of format 2 did not carry their names.
 
 
 class Worker(NamedTuple):
@@ -188,10 +188,10 @@ class Store(NamedTuple):
 
     def write(self, number: int, arrays: Mapping[str, np.ndarray], part: bool = False) -> None:
         """Write a tile, whole or not at all; the finished one replaces its checkpoint."""
-        buffer = io.BytesIO()
-        marked: dict[str, Any] = {**arrays, "sweep": np.asarray(self.manifest["sweep"])}
+        path, buffer = self.path(number, part), io.BytesIO()
+        marked: dict[str, Any] = {**arrays, "sweep": np.asarray(self.manifest["sweep"]), "name": np.asarray(path.name)}
         np.savez(buffer, **marked)
-        write_file(self.path(number, part), buffer.getvalue())
+        write_file(path, buffer.getvalue())
         if not part:
             self.path(number, part=True).unlink(missing_ok=True)
 
@@ -199,7 +199,7 @@ class Store(NamedTuple):
         """A tile's arrays.
 
         Raises:
-            StoreError: damaged, cut off, or not a tile of this package.
+            StoreError: damaged, cut off, not a tile of this sweep, or another tile under this one's name.
         """
         path = self.path(number, part)
         try:
@@ -209,6 +209,8 @@ class Store(NamedTuple):
             raise StoreError(f"{path} is damaged ({error}): delete it and run the same again") from error
         if str(arrays.pop("sweep", None)) != self.manifest["sweep"]:
             raise StoreError(f"{path} does not belong to this sweep: delete it and run the same again")
+        if (name := str(arrays.pop("name", None))) != path.name:
+            raise StoreError(f"{path} was written as {name}: delete it and run the same again")
         return arrays
 
 
@@ -227,9 +229,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise StoreError(f"{path} is damaged ({error}): delete {folder} and run again") from error
     if version != FORMAT:
-        advice = (
-            "upgrade bandit_pft" if isinstance(version, int) and version > FORMAT else "run again in another folder"
-        )
+        newer = isinstance(version, int) and version > FORMAT
+        advice = "upgrade bandit_pft" if newer else "run again in another folder, or read it with the older bandit_pft"
         raise StoreError(f"{path} has format {version}, this version reads {FORMAT}: {advice}")
     if not complete or not isinstance(found["tiles"], int):
         raise StoreError(f"{path} is damaged (parts are missing): delete {folder} and run again")

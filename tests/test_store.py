@@ -460,7 +460,7 @@ def test_other_versions_or_another_machine_warn_and_are_refused_when_strict(tmp_
 
 def flip(path):
     content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 255
+    content[content.index(b"NUMPY") + 130] ^= 255  # One of the first array's numbers.
     path.write_bytes(content)
 
 
@@ -503,16 +503,34 @@ def test_a_checkpoint_of_another_shape_is_refused(tmp_path):
     small(tmp_path)
     tile = tmp_path / "tiles" / "000002.npz"
     with np.load(tile, allow_pickle=False) as file:
-        np.savez(tmp_path / "tiles" / "000002.part.npz", sweep=file["sweep"], **{"0000": np.zeros(3)})
+        marks = {"sweep": file["sweep"], "name": "000002.part.npz"}
+    np.savez(tmp_path / "tiles" / "000002.part.npz", **marks, **{"0000": np.zeros(3)})
     tile.unlink()
     with pytest.raises(StoreError, match="not a checkpoint of this sweep: delete it"):
         small(tmp_path)
 
 
+@pytest.mark.parametrize("there", ["000003.npz", "000001.npz", "000001.part.npz"])
+def test_a_tile_under_the_name_of_another_is_refused_with_both_names_and_redone_once_deleted(tmp_path, there):
+    expected = sweeper.digest(small(tmp_path))
+    folder = tmp_path / "tiles"
+    for left in ("000001.npz", "000003.npz"):
+        (folder / left).unlink()
+    (folder / there).write_bytes((folder / "000000.npz").read_bytes())
+    words = rf"{re.escape(str(folder / there))} was written as 000000\.npz: delete it and run the same again"
+    with pytest.raises(StoreError, match=words):
+        small(tmp_path)
+    if "part" not in there:  # Nobody but the sweep reads a checkpoint.
+        with pytest.raises(StoreError, match=words):
+            load(tmp_path, partial=True)
+    (folder / there).unlink()
+    assert sweeper.digest(small(tmp_path)) == expected
+
+
 MANIFESTS = {
     "cut off": ("{", "damaged"), "no keys": ("{}", "damaged"), "a list": ("[1]", "damaged"),
-    "parts missing": ('{"format": 2}', "damaged"), "newer": ('{"format": 99}', "upgrade bandit_pft"),
-    "older": ('{"format": 1}', "run again in another folder"),
+    "parts missing": (f'{{"format": {files.FORMAT}}}', "damaged"), "newer": ('{"format": 99}', "upgrade bandit_pft"),
+    "older": ('{"format": 2}', "run again in another folder, or read it with the older bandit_pft"),
 }  # fmt: skip
 
 
