@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import math
 import operator
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -225,26 +228,88 @@ def check_key(argument: str, key: Any) -> None:
         raise ShapeError(f"{argument} has shape {key.shape}; it must be one key: vmap over several")
 
 
-def check_memory(what: str, needed: float, advice: str) -> None:
-    """Refuse what needs more bytes than are free, before they are asked for."""
-    free = available_memory()
-    if needed > free:
-        raise ResourceError(f"{what} needs {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free: {advice}")
+FLOOR = 256e6  # Bytes. Estimates and readings are no better than that.
+UNCHECKED = "BANDIT_PFT_NO_MEMORY_CHECK"
 
 
-def available_memory() -> float:
-    """70 % of the bytes this process may still use: of the machine, or of its control group."""
-    limits = [math.inf]
+def check_memory(what: str, needed: float, advice: str, device: Any = None) -> None:
+    """Refuse what needs more bytes than are free, before they are asked for.
+
+    Less than 256 MB is never refused, and nothing where the environment says BANDIT_PFT_NO_MEMORY_CHECK=1.
+
+    Args:
+        device: is to hold them; None: this machine.
+    """
+    if needed < FLOOR or os.environ.get(UNCHECKED, "") not in ("", "0"):
+        return
+    if needed > (free := available_memory(device)):
+        needed, free = math.ceil(needed), max(0, math.floor(free))
+        unit, name = (1e9, "GB") if needed >= 1e9 else (1e6, "MB")
+        sizes = ((f"{needed / unit:.{digits}f}", f"{free / unit:.{digits}f}") for digits in range(1, 10))
+        needs, has = next((needs, has) for needs, has in sizes if needs != has)
+        raise ResourceError(f"{what} needs {needs} {name} and may take {has} {name} of the free memory: {advice}, or "
+                            f"set {UNCHECKED}=1 to try all the same")  # fmt: skip
+
+
+def default_device() -> Any:
+    """The device that computes what nobody has placed."""
+    chosen = jax.config.jax_default_device  # type: ignore[attr-defined]
+    return chosen if isinstance(chosen, jax.Device) else jax.local_devices(backend=chosen)[0]
+
+
+def available_memory(device: Any = None) -> float:
+    """Bytes that may be asked for: all that a device has left, or 70 % of what this machine has; inf if none says."""
+    if device is not None and device.platform != "cpu":
+        stats: dict[str, int] = {}
+        with suppress(RuntimeError):  # Not every platform tells.
+            stats = device.memory_stats() or {}
+        limit, used = stats.get("bytes_limit", 0), stats.get("bytes_in_use", -1)
+        return float(limit - used) if limit > 0 and used >= 0 else math.inf
+    free = host_memory(Path("/"))
+    if free == math.inf and hasattr(os, "sysconf"):
+        free = float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    return 0.7 * free
+
+
+# Control groups, by their controller's name: their place, the limit, the use, and what of the use is page cache, which
+# the kernel takes back before it refuses anything.
+CGROUPS = {
+    "": ("sys/fs/cgroup", "memory.max", "memory.current", ("inactive_file", "active_file")),
+    "memory": ("sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes",
+               ("total_inactive_file", "total_active_file")),
+}  # fmt: skip
+
+
+def host_memory(root: Path) -> float:
+    """Bytes that a process may still use, as the kernel's files below `root` say; inf if they say nothing.
+
+    Page cache counts as free. Of the control groups around the process, of version 2 or 1, the tightest decides.
+    """
+    free = [1024 * _figures(root / "proc/meminfo").get("MemAvailable", math.inf)]
+    lines = re.findall(r"^\d+:(.*?):(/.*)$", _text(root / "proc/self/cgroup"), re.MULTILINE)
+    inside = {name: path for controllers, path in lines for name in controllers.split(",")}
+    for controller, (place, most, used, cached) in CGROUPS.items():
+        # In a container the outermost is its own, and the path may be one that only the host has.
+        path = inside.get(controller, "").strip("/").split("/")
+        for group in itertools.accumulate(path, operator.truediv, initial=root / place):
+            limit, parts = _figures(group / most).get("", math.inf), _figures(group / "memory.stat")
+            taken = _figures(group / used).get("", 0.0) - sum(parts.get(name, 0.0) for name in cached)
+            free.append(limit - max(taken, 0.0))
+    return min(free)
+
+
+def _figures(path: Path) -> dict[str, float]:
+    """The lines `name figure` of one of the kernel's files, without what is no figure; one alone has the name ""."""
+    found = re.findall(r"^(?:(\w+):?[ \t]+)?(\d+)\b", _text(path), re.MULTILINE)
+    return {name: float(figure) for name, figure in found}
+
+
+def _text(path: Path) -> str:
+    """Of a file that need not be there."""
     try:
-        with open("/proc/meminfo") as lines:
-            limits += [1024 * float(line.split()[1]) for line in lines if line.startswith("MemAvailable")]
-        with open("/sys/fs/cgroup/memory.max") as most, open("/sys/fs/cgroup/memory.current") as used:
-            limits.append(float(most.read().replace("max", "inf")) - float(used.read()))
-    except (OSError, ValueError):
-        pass
-    if limits == [math.inf] and hasattr(os, "sysconf"):
-        limits.append(float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")))
-    return 0.7 * min(limits)
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
 
 
 TRACING = (

@@ -27,10 +27,11 @@ from bandit_pft.errors import (
     ConfigError,
     NumericsError,
     ResourceError,
-    available_memory,
     check_choice,
     check_integer,
     check_key,
+    check_memory,
+    default_device,
     is_traced,
     naming,
     shown,
@@ -183,7 +184,7 @@ def check_run(problem: Problem, method: Method, steps: int, every: int, on_nonfi
 
 
 def guard(result: Any, rows: int, problem: Problem, method: Method) -> None:
-    """Refuse a run whose record, parameters and pairs exceed the memory that is free.
+    """Refuse a run whose record or pairs exceed the memory that is free (see `check_memory`).
 
     Raises:
         ResourceError: with the bytes and what to change.
@@ -192,28 +193,21 @@ def guard(result: Any, rows: int, problem: Problem, method: Method) -> None:
     _, minibatch = batch_sizes(problem, method)
     responses = problem.num_responses if method.data == "exact" else method.num_responses
     pairs = 3 * 4 * minibatch * responses**2 if method.objective.family == "preference" else 0
-    free = available_memory()
-    if record > free:
-        raise ResourceError(
-            f"the record needs {record / 1e9:.1f} GB, {free / 1e9:.1f} GB are free: "
-            "record less often (every=...), use fewer seeds, or a probe that keeps less, such as top_probe(10)"
-        )
-    if pairs > free:
-        raise ResourceError(
-            f"{method.name}: all pairs of {responses} responses need {pairs / 1e9:.1f} GB, "
-            f"{free / 1e9:.1f} GB are free: use data='sampled' with fewer num_responses"
-        )
+    lighter = "record less often (every=...), use fewer seeds, or a probe that keeps less, such as top_probe(10)"
+    check_memory("the record", record, lighter)
+    table = f"{method.name}: the table of all pairs of {responses} responses"
+    check_memory(table, pairs, "use data='sampled' with fewer num_responses", default_device())
 
 
 _needs: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
 
 
 def guard_program(traced: Any, at_once: int, name: str) -> None:
-    """Compile a program, and refuse one that needs more memory than is free, by the compiler's own figures.
+    """Compile a program, and refuse one that needs more memory than its device has, by the compiler's own figures.
 
     Args:
         traced: what `jax.jit(f).trace` gives.
-        at_once: how many of it run side by side.
+        at_once: how many of it run side by side on the default device.
 
     Raises:
         ResourceError: with the bytes and what to change.
@@ -222,12 +216,8 @@ def guard_program(traced: Any, at_once: int, name: str) -> None:
         figures = traced.lower().compile().memory_analysis()
         its = figures and figures.temp_size_in_bytes + figures.output_size_in_bytes - figures.alias_size_in_bytes
         _needs[traced.jaxpr] = its or 0  # Not every platform tells.
-    needed, free = at_once * _needs[traced.jaxpr], available_memory()
-    if needed > free:
-        raise ResourceError(
-            f"{name}: the compiled program needs {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free: use fewer "
-            "num_responses, prompts or contexts, a smaller tile, or record less often (every=...)"
-        )
+    lighter = "use fewer num_responses, prompts or contexts, a smaller tile, or record less often (every=...)"
+    check_memory(f"{name}: the compiled program", at_once * _needs[traced.jaxpr], lighter, default_device())
 
 
 @contextmanager

@@ -327,11 +327,13 @@ def _run_all(
 ) -> list[dict[str, np.ndarray]]:
     """Run the tiles of these numbers; the results in order, unless a store holds them.
 
-    Two threads or more compile and run side by side, and look every so often whether to stop.
+    Threads compile and run tiles side by side, and look every so often whether to stop.
     """
     places = devices()
-    threads = max(len(places), min(os.cpu_count() or 1, 4))
     todo = [n for n in numbers if store is None or not store.path(n).exists()]
+    threads = max(1, min(len(todo), max(len(places), min(os.cpu_count() or 1, 4))))
+    # The devices of a CPU share its memory.
+    at_once = threads if places[0].platform == "cpu" else math.ceil(threads / len(places))
     stop = threading.Event()
     total = sum(len(tiles[n].rows) for n in numbers) * max(settings["steps"], 1)
     with _bar(total if progress else None) as tick, _terminable(store is not None):
@@ -345,7 +347,7 @@ def _run_all(
             tile = tiles[number]
             with jax.default_device(places[number % len(places)]), explained(tile.program):
                 for traced in tile.traced(settings):
-                    guard_program(traced, threads, tile.program)
+                    guard_program(traced, at_once, tile.program)
 
         def one(number: int) -> dict[str, np.ndarray]:
             compiled[tiles[number].program].result()

@@ -10,6 +10,7 @@ import ast
 import inspect
 import itertools
 import json
+import os
 import sys
 import warnings
 from collections.abc import Callable
@@ -34,6 +35,7 @@ from bandit_pft import (
     context_network,
     contextual_bandit,
     distribution_probe,
+    errors,
     factorised,
     force,
     kernels,
@@ -50,7 +52,17 @@ from bandit_pft import (
     transformer,
     with_kl,
 )
-from bandit_pft.errors import ConfigError, DomainError, ResourceError, ShapeError, is_traced
+from bandit_pft.errors import (
+    UNCHECKED,
+    ConfigError,
+    DomainError,
+    ResourceError,
+    ShapeError,
+    available_memory,
+    check_memory,
+    host_memory,
+    is_traced,
+)
 from bandit_pft.groups import best_of_n_weights
 from bandit_pft.objectives.core import OBJECTIVES, _measure, as_objective
 from bandit_pft.store import Store, as_json, machine
@@ -597,3 +609,158 @@ def test_an_error_of_the_users_own_function_keeps_its_cause():
 def test_the_errors_of_the_package_are_a_handful_and_pythons_own():
     errors = [x for x in vars(bandit_pft.errors).values() if isinstance(x, type) and issubclass(x, Exception)]
     assert len(errors) <= 8 and all(issubclass(x, (ValueError, TypeError, RuntimeError)) for x in errors)
+
+
+# --- how much memory there is ----------------------------------------------------------------------------------------
+GIB, MANY_KB = 2**30, "MemTotal:       25000000 kB\nMemAvailable:   20000000 kB\nActive(file):     9 kB\n"
+MACHINE = 20_000_000 * 1024.0
+V1, V2 = "sys/fs/cgroup/memory", "sys/fs/cgroup"
+
+
+def group_1(path: str, limit: Any, used: int = 0, cache: tuple[int, int] = (0, 0)) -> dict[str, str]:
+    """A control group's files, as version 1 of them names and fills these."""
+    stat = f"cache 7\ninactive_file 7\ntotal_inactive_file {cache[0]}\ntotal_active_file {cache[1]}\n"
+    told = {"limit_in_bytes": f"{limit}\n", "usage_in_bytes": f"{used}\n", "stat": stat}
+    return {f"{V1}{path}/memory.{name}": text for name, text in told.items()}
+
+
+def group_2(path: str, limit: Any, used: int = 0, cache: tuple[int, int] = (0, 0)) -> dict[str, str]:
+    told = {"max": f"{limit}\n", "current": f"{used}\n",
+            "stat": f"anon 7\ninactive_file {cache[0]}\nactive_file {cache[1]}\nunevictable 0\n"}  # fmt: skip
+    return {f"{V2}{path}/memory.{name}": text for name, text in told.items()}
+
+
+def inside(*lines: str) -> dict[str, str]:
+    return {"proc/self/cgroup": "\n".join(lines) + "\n"}
+
+
+NO_LIMIT = 2**63 - 4096
+CACHE = GIB, 13 * GIB // 20  # Of 2 GiB, 0.35 are taken and the rest is page cache, but for 38 MB.
+FULL = 2 * GIB, 2 * GIB - 38_000_000, CACHE
+MEMORY: dict[str, tuple[dict[str, str], float]] = {
+    "no group": ({}, MACHINE),
+    "version 2, no limit": (inside("0::/") | group_2("", "max", 5 * GIB), MACHINE),
+    "version 1, no limit": (inside("4:memory:/") | group_1("", NO_LIMIT, 5 * GIB), MACHINE),
+    "version 2, page cache": (inside("0::/") | group_2("", *FULL), 38_000_000 + sum(CACHE)),
+    "version 1, page cache": (inside("7:cpu,memory:/", "0::/") | group_1("", *FULL), 38_000_000 + sum(CACHE)),
+    "version 2, the tightest is in the middle": (
+        inside("0::/job/step/task")
+        | group_2("", "max") | group_2("/job", 4 * GIB, 3 * GIB) | group_2("/job/step", GIB, GIB // 2)
+        | group_2("/job/step/task", "max", 1), GIB // 2,
+    ),
+    "version 2, the tightest is the outermost, for its other tasks": (
+        inside("0::/job/task") | group_2("/job", 4 * GIB, 3 * GIB, (5, 6)) | group_2("/job/task", 3 * GIB, 9),
+        GIB + 11,
+    ),
+    "version 1, the tightest is the innermost": (
+        inside("9:name=systemd:/", "4:memory:/slurm/job 7", "0::/")
+        | group_1("", NO_LIMIT) | group_1("/slurm", NO_LIMIT) | group_1("/slurm/job 7", 3 * GIB, GIB), 2 * GIB,
+    ),
+    "in a container, a path that only the host has": (inside("0::/docker/3f5c") | group_2("", GIB, 5), GIB - 5),
+    "without a list of groups": (group_2("", GIB, 5), GIB - 5),
+    "a limit alone": ({f"{V2}/memory.max": f"{GIB}"}, GIB),
+    "more page cache than use": (inside("0::/") | group_2("", GIB, 5, (7, 7)), GIB),
+    "garbage": (
+        inside("", "0::", "memory", "0:/:", "\0\xff") | group_2("", "-1", 5) | {f"{V2}/memory.stat": "inactive_file x"},
+        MACHINE,
+    ),
+    "nothing in the files": (inside() | group_1("", "") | group_2("", "x12"), MACHINE),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", MEMORY)
+def test_what_a_process_may_still_use_is_what_the_tightest_group_around_it_can_give_back_or_has_left(tmp_path, case):
+    files, wanted = MEMORY[case]
+    for name, text in ({"proc/meminfo": MANY_KB} | files).items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text, encoding="latin-1")
+    assert host_memory(tmp_path) == wanted
+
+
+def test_a_system_without_such_files_says_nothing_and_this_machine_has_no_more_than_all_of_its_memory(tmp_path):
+    assert host_memory(tmp_path) == host_memory(tmp_path / "nowhere") == INF
+    (tmp_path / "proc" / "meminfo").mkdir(parents=True)
+    assert host_memory(tmp_path) == INF
+    assert 0 < available_memory() < os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def card(stats: Any) -> Any:
+    """A GPU that tells this of its memory."""
+    return SimpleNamespace(platform="gpu", memory_stats=stats)
+
+
+def untold() -> Any:
+    raise RuntimeError("UNIMPLEMENTED")
+
+
+@pytest.mark.parametrize(
+    ("stats", "free"),
+    [
+        (lambda: {"bytes_limit": 60 * GIB, "bytes_in_use": GIB, "num_allocs": 3}, 59 * GIB),
+        (lambda: {"bytes_limit": -1, "bytes_in_use": GIB}, INF),
+        (lambda: {"bytes_limit": GIB, "bytes_in_use": -1}, INF),
+        (lambda: {"bytes_in_use": GIB}, INF),
+        (dict, INF),
+        (lambda: None, INF),
+        (untold, INF),
+    ],
+)
+def test_a_device_has_what_it_says_and_one_that_does_not_say_is_not_judged(stats, free, monkeypatch):
+    monkeypatch.setattr(errors, "host_memory", lambda root: 1.0)
+    assert available_memory(card(stats)) == free
+    assert available_memory(jax.devices("cpu")[0]) == available_memory() == 0.7
+
+
+def enumerated() -> Any:
+    """A run whose pairs of responses would take 30 GB."""
+    return simulate(bandit(np.zeros(50_000)), Method("dpo", data="exact"), 0, steps=1)
+
+
+def test_what_runs_on_a_device_is_compared_with_the_memory_of_that_device(monkeypatch, nothing_compiles):
+    simulating = sys.modules["bandit_pft.simulate"]
+    monkeypatch.setattr(errors, "host_memory", lambda root: 50e9)
+    monkeypatch.setattr(simulating, "default_device", lambda: card(lambda: {"bytes_limit": 20e9, "bytes_in_use": 0}))
+    with pytest.raises(ResourceError, match=r"all pairs of 50000 responses needs 30.0 GB and may take 20.0 GB"):
+        enumerated()
+    monkeypatch.setattr(errors, "host_memory", lambda root: 1e9)
+    monkeypatch.setattr(simulating, "default_device", lambda: card(lambda: None))
+    with pytest.raises(Compiled):
+        enumerated()
+
+
+def test_the_device_is_the_one_that_was_chosen():
+    (cpu, *_) = jax.devices("cpu")
+    for chosen in (None, "cpu", cpu):
+        with jax.default_device(chosen):
+            assert errors.default_device() == cpu
+
+
+@pytest.mark.parametrize(
+    ("needed", "free", "words"),
+    [
+        (3e9, 2e9, "needs 3.0 GB and may take 2.0 GB"),
+        (300e6, 38e6, "needs 300.0 MB and may take 38.0 MB"),
+        (1.04e9, 0.96e9, "needs 1.04 GB and may take 0.96 GB"),
+        (4_000_000_001, 4_000_000_000, "needs 4.000000001 GB and may take 4.000000000 GB"),
+        (4_000_000_000, 3_999_999_999.9, "needs 4.000000000 GB and may take 3.999999999 GB"),
+        (300e6, -5e9, "needs 300.0 MB and may take 0.0 MB"),
+    ],
+)
+def test_a_refusal_shows_two_sizes_of_which_the_first_is_larger_and_two_ways_out(needed, free, words, monkeypatch):
+    monkeypatch.setattr(errors, "available_memory", lambda device: free)
+    with pytest.raises(ResourceError) as error:
+        check_memory("this", needed, "use less")
+    assert str(error.value) == f"this {words} of the free memory: use less, or set {UNCHECKED}=1 to try all the same"
+
+
+@pytest.mark.parametrize(("said", "refused"), [(None, True), ("", True), ("0", True), ("1", False)])
+def test_a_quarter_of_a_gigabyte_is_never_refused_and_the_guard_stands_aside_where_it_is_told_to(
+    said, refused, monkeypatch, nothing_compiles
+):
+    monkeypatch.setattr(errors, "available_memory", lambda device: 0.0)
+    monkeypatch.delenv(UNCHECKED, raising=False)
+    check_memory("a program", 256e6 - 1, "")
+    if said is not None:
+        monkeypatch.setenv(UNCHECKED, said)
+    with pytest.raises(ResourceError if refused else Compiled):
+        enumerated()

@@ -1,7 +1,5 @@
 """What is kept of a run: the top of a policy and the mass of the rest."""
 
-import sys
-
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -12,6 +10,7 @@ from bandit_pft import (
     State,
     bandit,
     distribution_probe,
+    errors,
     paper_bandit,
     simulate,
     sweep,
@@ -107,6 +106,6 @@ def test_what_cannot_be_kept_is_refused(call, kind, words, monkeypatch):
 
 def test_a_record_of_whole_distributions_that_does_not_fit_is_refused_by_naming_the_probe_that_does(monkeypatch):
     problem = bandit(jnp.zeros(1000), jnp.zeros(1000))
-    monkeypatch.setattr(sys.modules["bandit_pft.simulate"], "available_memory", lambda: 500_000)
+    monkeypatch.setattr(errors, "available_memory", lambda device: 500_000)
     with pytest.raises(ResourceError, match=r"such as top_probe\(10\)"):
-        simulate(problem, RUN, 0, steps=1000, probe=distribution_probe)
+        simulate(problem, RUN, 0, steps=100_000, probe=distribution_probe)

@@ -20,7 +20,7 @@ import sweeper
 import yaml
 from refusals import check_refusal
 
-from bandit_pft import Method, cli, factorised, load, paper_bandit, paper_sequences, save, sweep
+from bandit_pft import Method, cli, errors, factorised, load, paper_bandit, paper_sequences, save, sweep
 from bandit_pft import store as files
 from bandit_pft.errors import ConfigError, ResourceError, StoreError, is_traced
 from bandit_pft.store import Worker
@@ -662,12 +662,24 @@ def test_a_missing_device_is_named_with_what_to_install():
 def test_a_program_that_needs_more_memory_than_is_free_is_refused_by_the_compilers_figures(monkeypatch):
     simulating = importlib.import_module("bandit_pft.simulate")
     method = Method("grpo", num_responses=50_000)
-    monkeypatch.setattr(simulating, "available_memory", lambda: 1e6)
+    here = jax.devices()[0]
+    monkeypatch.setattr(errors, "available_memory", lambda device: 1e6 if device == here else np.inf)
+    monkeypatch.setattr(errors, "FLOOR", 0)
     many = lambda: sweep(R4, method, seeds=[0], steps=1, tile=1)
     one = lambda: simulating.simulate(R4, method, 0, steps=1)
     # The second time, the figures are known.
     for call in (many, many, one, one):
         check_refusal(call, ResourceError, "the compiled program needs", monkeypatch)
+
+
+def test_as_many_programs_are_counted_as_there_are_tiles_to_run_at_once(tmp_path, monkeypatch):
+    counted = []
+    monkeypatch.setattr(os, "cpu_count", lambda: 3)
+    monkeypatch.setattr(sweeping, "guard_program", lambda traced, at_once, name: counted.append(at_once))
+    small(tmp_path)
+    (tmp_path / "tiles" / "000002.npz").unlink()
+    small(tmp_path)
+    assert counted == [3, 3, 1, 1]
 
 
 def test_a_device_that_runs_out_of_memory_is_reported_with_what_to_change():
