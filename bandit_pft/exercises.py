@@ -8,6 +8,7 @@ import inspect
 import itertools
 import math
 import os
+import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -32,23 +33,49 @@ def size(full: int, quick: int) -> int:
 
 @dataclass(frozen=True)
 class Described:
-    """A figure and what it shows in words: for those who do not see it, and for those who do not see it yet."""
+    """A figure with what it shows in words, for those who do not see it: its own numbers where no text is given."""
 
     figure: Any
-    text: str
+    text: str = ""
 
     def _repr_html_(self) -> str:
         picture = base64.b64encode(self.figure._repr_png_()).decode()
-        text = html.escape(self.text)
-        image = f'<img alt="{text}" style="max-width: 100%" src="data:image/png;base64,{picture}">'
-        return f"<figure>{image}<figcaption>{text}</figcaption></figure>"
+        text = html.escape(self.text or in_words(self.figure))
+        return f'<img alt="{text}" style="max-width: 100%" src="data:image/png;base64,{picture}">'
 
 
-def reveal(prediction: Any, *found: str) -> None:
-    """Print what was predicted next to what was found."""
-    written = prediction.strip() if isinstance(prediction, str) else ""
-    print(f"You wrote: {written if written.strip('.… ') else 'nothing yet. Go back, and write one sentence first.'}")
-    print("\n".join(("The run says:", *(f"  {line}" for line in found))))
+def in_words(figure: Any) -> str:
+    """Title, axes, and every named line: its height at five places, and where it is lowest and highest."""
+    panels: dict[str, str] = {}  # The same lines on another scale are told once.
+    y_name = figure.get_supylabel()
+    for ax in figure.axes:
+        lines = "; ".join(_line_in_words(line) for line in ax.get_lines() if not line.get_label().startswith("_"))
+        y_name = ax.get_ylabel() or y_name
+        title = f"{ax.get_title() or ax.get_title(loc='left')}: ".removeprefix(": ")
+        if lines:
+            panels.setdefault(lines, f"{title}{y_name} at each {ax.get_xlabel()}")
+    told = (figure.get_suptitle(), *(f"{head}. {lines}" for lines, head in panels.items()), figure.get_supxlabel())
+    return ". ".join(part.rstrip(".") for part in told if part) + "."
+
+
+def _line_in_words(line: Any) -> str:
+    x, y = (np.asarray(values, np.float64) for values in line.get_data())
+    places = np.unique([*np.linspace(0, len(y) - 1, 5).round().astype(int), y.argmin(), y.argmax()])
+    return f"{line.get_label()}: {', '.join(f'{y[i]:.3g} at {x[i]:.4g}' for i in places)}"
+
+
+def reveal(prediction: Any, figure: Any, *found: str, anyway: bool = False) -> Described | None:
+    """What was predicted next to what was found, in lines and in a figure; nothing of it before something is predicted.
+
+    Args:
+        anyway: show it without a prediction too, as in a lecture.
+    """
+    written = "" if prediction is None or prediction is ... else str(prediction).strip()
+    if not (written.strip(".… ") or anyway):
+        print("You wrote: nothing yet. Write one sentence into `prediction`, and run that cell and this one again.")
+        return None
+    print("\n".join((f"You wrote: {written}", "The run says:", textwrap.indent("\n".join(found), "  "))))
+    return Described(figure)
 
 
 class Exercise(NamedTuple):

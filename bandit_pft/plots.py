@@ -186,11 +186,11 @@ def mass_figure(ds: xr.Dataset, problem: Problem, *, step: int = -1, floor: floa
         for i, (ax, method) in enumerate(zip(axes, methods, strict=False)):
             paint = style.colour(families[i])
             _draw_reward(ax, reward, name=False)
-            _draw_distribution(ax, log_ref, style.REFERENCE, style.REFERENCE_DASHES)
+            _draw_distribution(ax, log_ref, style.REFERENCE, style.REFERENCE_DASHES, "reference")
             for one in logp[i]:
                 _draw_distribution(ax, one, paint, (), lw=0.8, alpha=0.4)
             mean = np.logaddexp.reduce(logp[i], axis=0) - math.log(logp.shape[1])
-            _draw_distribution(ax, mean, paint, dashes[method])
+            _draw_distribution(ax, mean, paint, dashes[method], style.label(method))
             reached = float(last["expected_reward"].isel(algorithm=i).mean())
             title = textwrap.fill(f"{style.label(method)}: {reached:.2f}", 30)
             ax.set_title(title, color=paint, loc="left", fontsize=16)
@@ -348,7 +348,7 @@ def _curves(
         for p, (ax, name) in enumerate(zip(axes, problems, strict=False)):
             ends = []
             if name in optima:
-                ax.plot(*optima[name], color=style.OPTIMUM, lw=1.2, zorder=1)
+                ax.plot(*optima[name], color=style.OPTIMUM, lw=1.2, label="optimum", zorder=1)
                 x_end, y_end = (float(v[-1]) for v in optima[name])
                 ends.append(End(x_end, y_end, "optimum", style.OPTIMUM))
             for m, method in enumerate(methods):
@@ -357,9 +357,10 @@ def _curves(
                     paint = style.colour(families[m])
                     # A logarithmic axis has no place for 0, and would draw a line from its edge.
                     shown = (xs[p, m][good] > 0).all(0) if log else slice(None)
+                    label = style.label(method)
                     end = _draw_runs(ax, xs[p, m][good][:, shown], ys[p, m][good][:, shown], paint, dashes[method],
-                                     SPREADS[spread][0])  # fmt: skip
-                    ends.append(End(*end, style.label(method), paint, dashes[method]))
+                                     SPREADS[spread][0], label)  # fmt: skip
+                    ends.append(End(*end, label, paint, dashes[method]))
             panels.append((ax, ends))
             ax.set_title(name)
             ax.set_xlabel(_axis_name(ds, x))
@@ -388,11 +389,12 @@ def _note(ds: xr.Dataset, drawn: np.ndarray, spread: Spread) -> str:
 
 
 def _draw_runs(
-    ax: Axes, x: np.ndarray, y: np.ndarray, paint: str, dashes: tuple[float, ...], spread: Callable[..., Any]
+    ax: Axes, x: np.ndarray, y: np.ndarray, paint: str, dashes: tuple[float, ...], spread: Callable[..., Any],
+    label: str,
 ) -> tuple[float, float]:  # fmt: skip
     """Draw one method's runs [seed, step]; its end."""
     line_x, line_y = x.mean(0), y.mean(0)
-    ax.plot(line_x, line_y, color=paint, ls=(0, dashes) if dashes else "-", zorder=3)
+    ax.plot(line_x, line_y, color=paint, ls=(0, dashes) if dashes else "-", label=label, zorder=3)
     if len(y) > 1:
         low, high = spread(y)
         if (x == x[0]).all() and line_x[0] < line_x[-1] and (np.diff(line_x) >= 0).all():

@@ -1,12 +1,14 @@
-"""Exercises: the solution is right, the usual mistakes are told apart, and nothing ever stops the cells below."""
+"""Exercises: solutions are right, mistakes told apart, no result comes before a prediction, and nothing ever stops."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import xarray as xr
 
+from bandit_pft import paper_bandit, plots
 from bandit_pft.errors import ConfigError
-from bandit_pft.exercises import EXERCISES, Described, check, reveal, size, solution, source_of
+from bandit_pft.exercises import EXERCISES, Described, check, in_words, reveal, size, solution, source_of
 
 # Name -> (what a student writes wrong, words of the line that helps).
 MISTAKES = {
@@ -177,22 +179,58 @@ def test_the_environment_makes_runs_small(value, expected, monkeypatch):
     assert size(5, 2) == expected
 
 
-def test_a_prediction_stands_next_to_what_was_found(capsys):
-    reveal("0.5, I guess", "it ends at 0.31")
-    assert capsys.readouterr().out == "You wrote: 0.5, I guess\nThe run says:\n  it ends at 0.31\n"
-    for nothing in ("...", "", "  ", None):
-        reveal(nothing, "it ends at 0.31")
-        assert "nothing yet" in capsys.readouterr().out
+def drawn(*runs):
+    """Learning curves of two methods on one problem, `runs` their rewards at steps 0, 10, 20, ..."""
+    steps = 10 * np.arange(len(runs[0]))
+    values = np.array(runs, np.float32)[None, :, None]
+    dims = ("problem", "algorithm", "seed", "step")
+    names, coords = ["dpo offline", "best_of_n"], {"problem": ["far"], "seed": [0], "step": steps}
+    results = xr.Dataset({"expected_reward": (dims, values)}, coords={**coords, "algorithm": names})
+    return plots.learning_curves(results.assign_coords(family=("algorithm", ["preference", "supervised"])))
 
 
-def test_a_described_figure_carries_its_text_for_those_who_do_not_see_it():
+@pytest.mark.parametrize("nothing", ["...", "", "  \n", "….", None, ...])
+def test_before_something_is_predicted_nothing_is_told(nothing, capsys):
+    figure = drawn([0.1, 0.7], [0.2, 0.3])
+    assert reveal(nothing, figure, "it ends at 0.31") is None
+    assert capsys.readouterr().out == (
+        "You wrote: nothing yet. Write one sentence into `prediction`, and run that cell and this one again.\n"
+    )
+    assert reveal(nothing, figure, "it ends at 0.31", anyway=True) == Described(figure)
+    assert capsys.readouterr().out.endswith("The run says:\n  it ends at 0.31\n")
+
+
+@pytest.mark.parametrize("written", ["0.5, I guess", 0.5, ["DPO", "IPO"]])
+def test_a_prediction_stands_next_to_what_was_found(written, capsys):
+    figure = drawn([0.1, 0.7], [0.2, 0.3])
+    assert reveal(written, figure, "it ends at 0.31", "two\nlines") == Described(figure)
+    assert capsys.readouterr().out == f"You wrote: {written}\nThe run says:\n  it ends at 0.31\n  two\n  lines\n"
+
+
+def test_a_figure_tells_its_own_numbers_to_those_who_do_not_see_it():
+    words = in_words(drawn([0.1, 0.05, 0.3, 0.5, 0.9, 0.8, 0.7, 0.71, 0.72], [0.25] * 9))
+    assert words.startswith("far: expected reward at each gradient step. ")
+    assert "DPO offline: 0.1 at 0, 0.05 at 10, 0.3 at 20, 0.9 at 40, 0.7 at 60, 0.72 at 80; " in words
+    assert "Best-of-N: 0.25 at 0, 0.25 at 20, 0.25 at 40, 0.25 at 60, 0.25 at 80. lines: mean over 1 seed." in words
+
+
+def test_a_picture_of_policies_names_the_optimum_and_tells_it_once():
+    problem = paper_bandit("R4")
+    words = in_words(plots.problem_figure(problem, optima=(0.1,)))
+    prob = np.exp(np.asarray(problem.optimum(0.1)[0]))
+    assert words.count("reference: ") == words.count("optimum, β = 0.1: ") == 1
+    assert f"{prob.max():.3g} at {prob.argmax()}" in words.partition("optimum, β = 0.1: ")[2]
+
+
+def test_a_page_carries_picture_and_words():
     class Drawn:
         def _repr_png_(self):
             return b"png"
 
     page = Described(Drawn(), 'a <rising> "line"')._repr_html_()
-    assert 'alt="a &lt;rising&gt; &quot;line&quot;"' in page and "base64,cG5n" in page
-    assert "<figcaption>a &lt;rising&gt; &quot;line&quot;</figcaption>" in page
+    assert page.count("rising") == 1 and 'alt="a &lt;rising&gt; &quot;line&quot;"' in page and "base64,cG5n" in page
+    figure = drawn([0.1, 0.7], [0.2, 0.3])
+    assert f'alt="{in_words(figure)}"' in Described(figure)._repr_html_()
 
 
 def test_the_best_of_n_shares_sum_to_one_at_the_size_of_the_paper():

@@ -1,4 +1,4 @@
-"""The notebooks: the same structure in all, and every cell runs, with the stubs as shipped and with them filled in."""
+"""The notebooks: the same structure in all, nothing told before it is predicted, and every cell runs."""
 
 import ast
 import itertools
@@ -15,15 +15,27 @@ from bandit_pft.exercises import EXERCISES, QUICK, source_of
 from bandit_pft.explorer import CONTROLS
 
 ROOT = Path(__file__).parents[1]
+GUIDE = ROOT / "notebooks" / "README.md"
 PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 HEADINGS = (
     "Why it matters", "Predict", "Run", "Touch", "What you should have seen", "Write", "Exercises", "Read", "Next",
 )  # fmt: skip
+ASKS, TELLS, STUB = r'^prediction = "\.\.\."$', r"^reveal\(", r"^    return \.\.\."
 every_notebook = pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
 
 
 def cells(path, kind):
     return [cell for cell in nbformat.read(path, 4).cells if cell.cell_type == kind]
+
+
+def place_of(path, call):
+    """Where the one code cell stands that has this line."""
+    (place,) = [
+        place
+        for place, cell in enumerate(nbformat.read(path, 4).cells)
+        if cell.cell_type == "code" and re.search(call, cell.source, re.M)
+    ]
+    return place
 
 
 def prose(path):
@@ -35,11 +47,10 @@ def section(path, heading):
 
 
 def stub_of(path):
-    """The cell with the stub, its function, and the exercise's name."""
-    found = [cell for cell in cells(path, "code") if re.search(r"^    return \.\.\.", cell.source, re.M)]
-    assert len(found) == 1
-    (function,) = [node for node in ast.parse(found[0].source).body if isinstance(node, ast.FunctionDef)]
-    return found[0], function
+    """The cell with the stub, and its function."""
+    cell = nbformat.read(path, 4).cells[place_of(path, STUB)]
+    (function,) = [node for node in ast.parse(cell.source).body if isinstance(node, ast.FunctionDef)]
+    return cell, function
 
 
 def test_there_are_eleven_notebooks_in_one_order():
@@ -54,14 +65,26 @@ def test_a_notebook_asks_one_question_and_has_the_structure_of_all_others(path):
     heading, asked, time = title.source.split("\n\n")
     number = re.fullmatch(r"# (\d\d) · [^?]+", heading)[1]
     question = asked.removeprefix("**Question.** ")
-    minutes = re.fullmatch(r"\*\*Time\.\*\* (\d+) minutes, and the exercises\.", time)[1]
-    assert number == path.stem[:2] and question != asked and question.endswith("?") and 10 <= int(minutes) <= 20
+    minutes = re.fullmatch(r"\*\*Time\.\*\* About (\d+) minutes with exercises 1 and 2\.", time)[1]
+    assert number == path.stem[:2] and question != asked and question.endswith("?") and 30 <= int(minutes) <= 60
+    assert re.search(rf"^\| {number} \| .*\({path.name}\).* \| {minutes} \| ", GUIDE.read_text(), re.M)
     assert tuple(re.findall(r"^## (.+)$", prose(path), re.M)) == HEADINGS
     assert not any(re.search(r"^# ", cell.source, re.M) for cell in others)
-    code = [cell.source for cell in cells(path, "code")]
-    assert sum(source == 'prediction = "..."' for source in code) == 1
-    for call in (r"^Described\($", r"^reveal\(", r"^explore\(", r"^    solution\("):
-        assert sum(bool(re.search(call, source, re.M)) for source in code) == 1, call
+    places = [place_of(path, call) for call in (ASKS, TELLS, r"^explore\(", STUB, r"^    solution\(")]
+    assert places == sorted(places)
+
+
+@every_notebook
+def test_no_cell_says_in_words_what_the_run_will_show(path):
+    for cell in nbformat.read(path, 4).cells[: place_of(path, TELLS) + 1]:
+        if cell.cell_type == "code":
+            nodes = list(ast.walk(ast.parse(cell.source)))
+            docstrings = [node.value for node in nodes if isinstance(node, ast.Expr)]
+            texts = [str(node.value) for node in nodes if isinstance(node, ast.Constant) and node not in docstrings]
+            assert [text for text in texts if len(text.split()) > 12] == []
+    summary = section(path, "What you should have seen").partition("\n\n")[2].strip()
+    assert re.fullmatch(r"<details>\n<summary>Open it .+?</summary>\n\n- .+\n\n</details>", summary, re.S)
+    assert "<details>" not in prose(path).replace(summary, "")
 
 
 @every_notebook
@@ -131,35 +154,43 @@ def text_of(cell):
     return "".join(output.text for output in streams)
 
 
-def pictures_of(cell):
-    pages = (output.get("data", {}).get("text/html", "") for output in cell.outputs)
-    return [words for page in pages for words in re.findall(r'<img alt="([^"]+)"', page)]
+def words_of_pictures(cell):
+    """The words that stand for each picture; none for a picture without."""
+    data = [output.data for output in cell.outputs if "data" in output]
+    pages = "".join(one.get("text/html", "") for one in data)
+    return re.findall(r'<img alt="([^"]*)"', pages) + [""] * sum("image/png" in one for one in data)
 
 
 @every_notebook
-def test_every_cell_runs_as_shipped_and_with_the_solution(path, monkeypatch):
+def test_every_cell_runs_and_nothing_is_told_before_something_is_predicted(path, monkeypatch):
     monkeypatch.setenv(QUICK, "1")
     notebook = nbformat.read(path, 4)
-    stub, function = stub_of(path)
     client = NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(path.parent)}})
-    code = [(place, cell) for place, cell in enumerate(notebook.cells) if cell.cell_type == "code"]
-    run = lambda: [text_of(client.execute_cell(cell, place)) for place, cell in code]
+    asks, tells, exercise = (place_of(path, line) for line in (ASKS, TELLS, STUB))
+    _, function = stub_of(path)
+
+    def run(*places):
+        code = [(notebook.cells[place], place) for place in places if notebook.cells[place].cell_type == "code"]
+        text = "".join(text_of(client.execute_cell(cell, place)) for cell, place in code)
+        assert not re.search(r"\bnan\b|\binf\b", text)
+        return text, [words for cell, _ in code for words in words_of_pictures(cell)]
+
     with client.setup_kernel():
-        shipped = "".join(run())
-        assert f"{function.name}: not written yet" in shipped and "Going on with the reference solution." in shipped
-        assert "You wrote: nothing yet" in shipped
-        assert not re.search(r"\bnan\b|\binf\b", shipped)
-        (shown,) = [cell.outputs for _, cell in code if "\nexplore(" in cell.source]
-        assert "application/vnd.jupyter.widget-view+json" in shown[-1].data
-        (words,) = [words for _, cell in code for words in pictures_of(cell)]
-        assert len(words) > 80
-        for _, cell in code:
-            if cell.id == stub.id:
-                rest = cell.source.splitlines()[function.end_lineno :]
-                cell.source = "\n".join([source_of(function.name), *rest])
-            cell.source = cell.source.replace('prediction = "..."', 'prediction = "It rises."')
-        solved = "".join(run())
-    assert f"{function.name}: right. Going on with yours." in solved
-    assert "You wrote: It rises." in solved
-    later = lambda text: text[text.index(f"{function.name}: ") :].splitlines()[1:]
-    assert later(shipped) == later(solved)  # The reference is what a student's right answer would give.
+        before, pictures = run(*range(tells + 1))
+        assert "You wrote: nothing yet" in before and pictures == []
+        notebook.cells[asks].source = 'prediction = "It rises."'
+        told, pictures = run(asks, tells)
+        assert told.startswith("You wrote: It rises.\nThe run says:\n  ")
+        measured = re.findall(r"\d\.\d{3,}", told)
+        assert [number for number in measured if number in before] == []
+        assert len(pictures) == 1
+        shipped, more = run(*range(tells + 1, exercise + 1))
+        assert all(len(words) > 80 for words in pictures + more)
+        assert shipped.endswith(" Going on with the reference solution.\n")
+        assert f"{function.name}: not written yet" in shipped
+        rest = notebook.cells[exercise].source.splitlines()[function.end_lineno :]
+        notebook.cells[exercise].source = "\n".join([source_of(function.name), *rest])
+        solved, _ = run(*range(exercise, len(notebook.cells)))
+    assert solved.startswith(f"{function.name}: right. Going on with yours.\n")
+    (shown,) = [cell.outputs for cell in notebook.cells if "\nexplore(" in cell.source]
+    assert "application/vnd.jupyter.widget-view+json" in shown[-1].data

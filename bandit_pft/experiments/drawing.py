@@ -47,7 +47,7 @@ def lines(
             for name in dict.fromkeys(here["line"]):
                 line = {key: values.to_numpy() for key, values in here.loc[here["line"] == name].items()}
                 paint, dash = style.colour(line["family"][0]), dashes[name]
-                ax.plot(line["x"], line["y"], color=paint, ls=(0, dash) if dash else "-", zorder=3,
+                ax.plot(line["x"], line["y"], color=paint, ls=(0, dash) if dash else "-", zorder=3, label=name,
                         marker="o" if markers else None, ms=6)  # fmt: skip
                 if (line["low"] < line["high"]).any():
                     ax.fill_between(line["x"], line["low"], line["high"], color=paint, alpha=0.16, lw=0, zorder=2)
