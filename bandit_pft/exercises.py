@@ -51,7 +51,7 @@ def in_words(figure: Any) -> str:
     for ax in figure.axes:
         lines = "; ".join(_line_in_words(line) for line in ax.get_lines() if not line.get_label().startswith("_"))
         y_name = ax.get_ylabel() or y_name
-        title = f"{ax.get_title() or ax.get_title(loc='left')}: ".removeprefix(": ")
+        title = f"{ax.get_title() or ax.get_title(loc='left')}, ".removeprefix(", ")
         if lines:
             panels.setdefault(lines, f"{title}{y_name} at each {ax.get_xlabel()}")
     told = (figure.get_suptitle(), *(f"{head}. {lines}" for lines, head in panels.items()), figure.get_supxlabel())

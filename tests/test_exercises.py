@@ -209,7 +209,7 @@ def test_a_prediction_stands_next_to_what_was_found(written, capsys):
 
 def test_a_figure_tells_its_own_numbers_to_those_who_do_not_see_it():
     words = in_words(drawn([0.1, 0.05, 0.3, 0.5, 0.9, 0.8, 0.7, 0.71, 0.72], [0.25] * 9))
-    assert words.startswith("far: expected reward at each gradient step. ")
+    assert words.startswith("far, expected reward at each gradient step. ")
     assert "DPO offline: 0.1 at 0, 0.05 at 10, 0.3 at 20, 0.9 at 40, 0.7 at 60, 0.72 at 80; " in words
     assert "Best-of-N: 0.25 at 0, 0.25 at 20, 0.25 at 40, 0.25 at 60, 0.25 at 80. lines: mean over 1 seed." in words
 
