@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import cached_property
 from typing import Any
 
 import jax
@@ -18,25 +17,29 @@ BLOCK = 1024  # One float32 cumulative sum stays exact enough up to here; beyond
 
 
 def on_cpu() -> bool:
-    """Whether a loop may decide by its own numbers how to go on: an accelerator waits for its host each time."""
-    return jax.default_backend() == "cpu"
+    """Whether a loop may decide by its own numbers how to go on: an accelerator waits for its host each time.
+
+    The platform is that of `jax.default_device`, also by the name of one that is not here: whoever lowers a program for
+    a TPU traces it under `jax.default_device("tpu")`. JAX traces anew where that changes.
+    """
+    device = jax.config.jax_default_device or jax.default_backend()
+    return getattr(device, "platform", device) == "cpu"
 
 
 class Compiled:
-    """`jax.jit(f)`, made at its first use, when it is known for which platform.
+    """`jax.jit(f)`, compiled with the effort that pays on the platform at hand.
 
     On a CPU LLVM's highest effort takes up to five times as long over these programs, and they run no faster for it.
     Options of the compiler are for whole programs: called while another is traced, f is a plain part of that one.
     """
 
     def __init__(self, f: Callable[..., Any], **options: Any) -> None:
-        self.f, self.options = f, options
         self.part = jax.jit(f, **options)
+        self.light = jax.jit(f, compiler_options={"xla_backend_optimization_level": 1}, **options)
 
-    @cached_property
+    @property
     def whole(self) -> Any:
-        effort = {"xla_backend_optimization_level": 1} if on_cpu() else None
-        return jax.jit(self.f, compiler_options=effort, **self.options)
+        return self.light if on_cpu() else self.part
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return (self.part if is_traced((args, kwargs)) else self.whole)(*args, **kwargs)
