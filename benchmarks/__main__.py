@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -78,7 +79,10 @@ def main(arguments: list[str] | None = None) -> int:
         for workload, tasks in workloads(given.quick).items():
             for task in tasks if wanted(workload) else ():
                 with part(f"{workload} {task.label}"):
-                    report["cells"].append(cell(task, workers, given.repeats, given.budget, given.limit))
+                    found = cell(task, workers, given.repeats, given.budget, given.limit)
+                    report["cells"].append(found)
+                    times = ", ".join(f"{name} {x:.3g} s" for name, x in found["seconds"].items())
+                    print(f"{workload} {task.label}: {times}", flush=True)
         with part("memory"):
             answers = {worker.peer.name: worker.ask("memory") for worker in workers if worker.process is not None}
             report["memory"] = {name: answer.value for name, answer in answers.items() if not answer.reason}
@@ -142,19 +146,18 @@ def machine() -> dict[str, Any]:
 
 
 # --- one task, all peers -------------------------------------------------------------------------------------------
-def cell(task: Task | Network, workers: list[Worker], repeats: int, budget: float, limit: float) -> dict[str, Any]:
-    """Times [s] and results of every peer on one task, with the floor below them where one is counted."""
-    built, reasons = {}, {}
+def cell(
+    task: Task | Network, workers: list[Worker], repeats: int, budget: float, limit: float,
+    left: Callable[[], float] = lambda: math.inf,
+) -> dict[str, Any]:  # fmt: skip
+    """Times [s] and results of every peer on one task, with the floor below them where one is counted.
+
+    Args:
+        budget: seconds after which a peer stops repeating. limit: seconds of one answer.
+        left: seconds until everything has to end.
+    """
+    built, reasons = _built(task, workers, lambda: min(limit, left()))
     many = task.actions > MANY
-    for worker in workers:
-        if reason := worker.peer.skips.get(task.workload):
-            reasons[worker.peer.name] = reason
-            continue
-        answer = worker.build(task, limit)
-        if answer.reason:
-            reasons[worker.peer.name] = answer.reason
-        else:
-            built[worker.peer.name] = answer.seconds
     scaled_from = {
         worker.peer.name: worker.peer.capped
         for worker in workers
@@ -174,10 +177,12 @@ def cell(task: Task | Network, workers: list[Worker], repeats: int, budget: floa
         # Another order each time: nobody always runs in the wake of the same peer.
         for worker in workers[repeat % len(workers) :] + workers[: repeat % len(workers)]:
             name = worker.peer.name
-            if name in reasons or sum(times[name]) > budget:
+            spent = sum(times.get(name, ()))
+            # A repetition that is cut off would take along what is known.
+            if name in reasons or spent > budget or (spent and left() < 2 * spent):
                 continue
             steps = scaled_from.get(name)
-            answer = worker.ask("run", (1 + repeat, *((steps,) if steps else ())), limit)
+            answer = worker.ask("run", (1 + repeat, *((steps,) if steps else ())), min(limit, left()))
             if answer.reason:
                 reasons[name] = answer.reason
                 continue
@@ -186,7 +191,6 @@ def cell(task: Task | Network, workers: list[Worker], repeats: int, budget: floa
                 values[name].append(answer.value)
     done = [name for name, x in times.items() if x and name not in reasons]
     compared = {name: values[name] for name in done if values[name]}
-    print(f"{task.workload} {task.label}: " + ", ".join(f"{n} {np.median(times[n]):.3g} s" for n in done), flush=True)
     return {
         "workload": task.workload,
         "label": task.label,
@@ -201,6 +205,21 @@ def cell(task: Task | Network, workers: list[Worker], repeats: int, budget: floa
         "load": loads,
         "disagreement": disagreement(task, compared),
     }
+
+
+def _built(task: Task | Network, workers: list[Worker], limit: Callable[[], float]) -> tuple[dict, dict[str, str]]:
+    """Seconds before each peer's first result, and why others have none."""
+    built, reasons = {}, {}
+    for worker in workers:
+        if reason := worker.peer.skips.get(task.workload):
+            reasons[worker.peer.name] = reason
+            continue
+        answer = worker.build(task, limit())
+        if answer.reason:
+            reasons[worker.peer.name] = answer.reason
+        else:
+            built[worker.peer.name] = answer.seconds
+    return built, reasons
 
 
 def _floor(task: Task) -> list[dict[str, float]]:

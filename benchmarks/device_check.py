@@ -1,10 +1,11 @@
 """Does the default JAX device compute what the CPU computes, and how fast? Made for a machine lent for minutes.
 
-    python3 benchmarks/device_check.py [--quick]
+    python3 benchmarks/device_check.py [--seconds 270] [--only NAME ...] [--small]
 
 Runs from a checkout, without an installation; needs jax, jaxtyping, numpy, optax and xarray. It also measures the
-candidate kernel of pallas_step.py, which moves into the package only if it wins on a device. Ends with the line `ok`,
-or with what failed and exit code 1; exit code 2: a package is missing. A check that raises does not stop the others.
+candidate kernel of pallas_step.py, which moves into the package only if it wins on a device. Ends with `ok` and exit
+code 0, with what failed and 1, or with what the time did not suffice for and 3; 2: a package is missing. A check that
+raises or crashes does not stop the others. Without an accelerator everything is small.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ import argparse
 import math
 import sys
 import time
-import traceback
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -27,7 +27,9 @@ try:
 
     from bandit_pft import SGD, Method, bandit, distribution_probe, paper_bandit, simulate, sweep
     from bandit_pft.kernels import mass_tree, replace_in_tree, sample_categorical
-    from benchmarks import pallas_step
+    from benchmarks import lent, pallas_step
+    from benchmarks.lent import copy_of, seconds
+    from benchmarks.peers import Peer, Worker, is_late
 except ModuleNotFoundError as error:
     print(f"device_check needs {error.name}, which {sys.executable} does not have: pip install {error.name}")
     raise SystemExit(2) from None
@@ -48,20 +50,10 @@ def on(device: Any, run: Callable[[], Any]) -> Any:
     return jax.tree.map(np.asarray, result)
 
 
-def seconds(run: Callable[[], Any], repeats: int = 3) -> float:
-    """The fastest of some runs, after one that compiles."""
-    times = []
-    for _ in range(1 + repeats):
-        start = time.perf_counter()
-        jax.block_until_ready(run())
-        times.append(time.perf_counter() - start)
-    return min(times[1:])
-
-
 # --- checks: each returns what it saw, and whether that is right -----------------------------------------------------
 def exact_run(objective: str, device: Any, cpu: Any, precision: str | None = None) -> tuple[str, bool]:
     """50 population steps on 100 actions: final log-probabilities against the CPU's."""
-    method = Method(objective, learning_rate=EXACT[objective], data="exact")
+    method = Method(objective, learning_rate=EXACT[objective], data="exact", optimizer=SGD)
     # The problem is made on the device as well.
     run = lambda: simulate(paper_bandit("R5"), method, 0, steps=50, every=50, probe=distribution_probe)
     with jax.default_matmul_precision(precision):
@@ -81,7 +73,7 @@ def responses_probe(problem: Any, state: Any) -> dict[str, Any]:
 def first_draws(device: Any, cpu: Any) -> tuple[str, bool]:
     """Sampled GRPO under one seed: the draws before the first step must be the CPU's, later ones may drift."""
     steps = 50
-    method = Method("grpo", learning_rate=0.2, num_responses=64)
+    method = Method("grpo", learning_rate=0.2, num_responses=64, optimizer=SGD)
     run = lambda: simulate(paper_bandit("R5"), method, 1, steps=steps, probe=responses_probe)
     ours, reference = (on(place, run).record["response"] for place in (device, cpu))
     same = (ours == reference).reshape(steps + 1, -1).all(-1)
@@ -140,19 +132,7 @@ def few(actions: int, steps: int, device: Any, cpu: Any) -> tuple[str, bool]:
 
 # --- timings: right whenever they run --------------------------------------------------------------------------------
 def bandwidth(floats: int) -> tuple[str, bool]:
-    x = jnp.ones(floats, jnp.float32)
-    copy = jax.jit(lambda x: x + 1)
-    took = seconds(lambda: [copy(x) for _ in range(10)][-1]) / 10
-    return f"{8 * floats / took / 1e9:,.1f} GB/s read and written, {4 * floats / 1e6:,.0f} MB arrays", True
-
-
-def copy_of(size: int, steps: int) -> float:
-    """Seconds for moving so many bytes, half of them read and half of them written, many times in a row."""
-    # The barrier keeps XLA from making one copy of them all.
-    once = lambda _, x: jax.lax.optimization_barrier(x + 1)
-    copies = jax.jit(lambda x: jax.lax.fori_loop(0, steps, once, x))
-    x = jnp.ones(size // 8, jnp.float32)
-    return seconds(lambda: copies(x)) / steps
+    return f"{8e-9 * floats / copy_of(8 * floats, 10):,.1f} GB/s read and written, {4e-6 * floats:,.0f} MB arrays", True
 
 
 def candidate(actions: int, steps: int, adam: bool, half: bool, device: Any, cpu: Any) -> tuple[str, bool]:
@@ -213,7 +193,7 @@ def candidate(actions: int, steps: int, adam: bool, half: bool, device: Any, cpu
 def exact_step(actions: int, steps: int) -> tuple[str, bool]:
     place = np.arange(actions, dtype=np.float32) / actions
     problem = bandit(np.exp(-(((place - 0.8) / 0.1) ** 2)), np.sin(7 * place), name="large")
-    method = Method("reinforce", learning_rate=0.5, data="exact")
+    method = Method("reinforce", learning_rate=0.5, data="exact", optimizer=SGD)
     run = lambda: simulate(problem, method, 0, steps=steps, every=steps)
     took = seconds(run) / steps
     # The number of copies is traced, or XLA would see through the loop.
@@ -224,57 +204,93 @@ def exact_step(actions: int, steps: int) -> tuple[str, bool]:
 
 def sweep_step(runs: int, steps: int, tile: int | None) -> tuple[str, bool]:
     problem = paper_bandit("R5")
-    method = Method("reinforce", learning_rate=0.5, data="exact")
+    method = Method("reinforce", learning_rate=0.5, data="exact", optimizer=SGD)
     run = lambda: sweep(problem, method, seeds=range(runs), steps=steps, every=steps, tile=tile)["kl"].values
     took = seconds(run) / steps
     return f"{1e6 * took:,.1f} us per step of all {runs:,} runs, {1e6 * took / runs:,.3f} us per step and run", True
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="small sizes, to try out the script itself")
-    quick = parser.parse_args().quick
-    device = jax.devices()[0]
-    try:
-        cpu = jax.devices("cpu")[0]
-    except RuntimeError as error:
-        print(f"no CPU backend to compare with: unset JAX_PLATFORMS, or add cpu to it ({error})")
-        return 1
-    print(f"jax {jax.__version__}, Python {sys.version.split()[0]}")
-    print(f"devices: {', '.join(f'{each} ({each.device_kind})' for each in jax.devices())}")
-    if device.platform == "cpu":
-        print("only a CPU here: it is compared with itself")
-
-    small = quick or device.platform == "cpu"
-    checks: dict[str, Callable[[], tuple[str, bool]]] = {
+# --- all of them -----------------------------------------------------------------------------------------------------
+def checks(small: bool) -> dict[str, Callable[[], tuple[str, bool]]]:
+    """By name, what is right or wrong before what takes time."""
+    device, cpu = jax.devices()[0], jax.devices("cpu")[0]
+    many, steps = (50_000, 10) if small else (1_000_000, 200)
+    found: dict[str, Callable[[], tuple[str, bool]]] = {
         **{f"exact {name}": partial(exact_run, name, device, cpu) for name in EXACT},
         "sampled grpo": partial(first_draws, device, cpu),
-        "sampler": partial(sampler, 1_000_000, BATCH * (4 if quick else 32), device, cpu),
-        "steps on few": partial(few, 100_000 if quick else 1_000_000, 20 if quick else 200, device, cpu),
-        "copy": partial(bandwidth, 1 << (24 if small else 28)),
-        "exact step": partial(exact_step, 100_000 if quick else 1_000_000, 10 if quick else 200),
-        "sweep": partial(sweep_step, 1024, 10 if quick else 500, None),
-        "sweep, one tile": partial(sweep_step, 1024, 10 if quick else 500, 1024),
+        "sampler": partial(sampler, many, BATCH * (4 if small else 32), device, cpu),
+        "steps on few": partial(few, many, 2 * steps if small else steps, device, cpu),
+        "copy": partial(bandwidth, 1 << (22 if small else 28)),
+        "exact step": partial(exact_step, many, steps),
+        "sweep": partial(sweep_step, 64 if small else 1024, 10 if small else 500, None),
+        "sweep, one tile": partial(sweep_step, 64 if small else 1024, 10 if small else 500, 1024),
     }
     long = 5000 if small else 100_000_000
     for name, adam, half in (("sgd", False, False), ("adam", True, False), ("sgd, half", False, True)):
         for actions in dict.fromkeys((min(long, 1_000_000), long)):
             steps = 2 if small else 200 if actions < long else 10
-            checks[f"pallas {name}, {actions:,}"] = partial(candidate, actions, steps, adam, half, device, cpu)
-    failed = []
-    for name, check in checks.items():
-        start = time.perf_counter()
-        try:
-            text, right = check()
-        except Exception as error:
-            traceback.print_exc(file=sys.stdout)
-            text, right = f"{type(error).__name__}: {error}", False
-        if not right:
-            failed.append(name)
-        verdict = "" if right else "FAILED: "
-        print(f"{name:28} {verdict}{text} [{time.perf_counter() - start:.0f} s]", flush=True)
-    print(f"failed: {', '.join(failed)}" if failed else "ok")
-    return int(bool(failed))
+            found[f"pallas {name}, {actions:,}"] = partial(candidate, actions, steps, adam, half, device, cpu)
+    return found
+
+
+def started(small: bool) -> tuple[str, bool, list[str]]:
+    """What runs here, whether sizes are small, and the names of the checks."""
+    try:
+        jax.devices("cpu")
+    except RuntimeError as error:
+        raise RuntimeError(f"no CPU backend to compare with: unset JAX_PLATFORMS, or add cpu to it ({error})") from None
+    device = jax.devices()[0]
+    small = small or device.platform == "cpu"
+    text = f"{device.device_kind}, {lent.versions(device)}"
+    return (
+        f"{text}; only a CPU: it is compared with itself" if device.platform == "cpu" else text,
+        small,
+        [*checks(small)],
+    )
+
+
+def check(name: str, small: bool) -> tuple[str, bool]:
+    return checks(small)[name]()
+
+
+def main(
+    arguments: list[str] | None = None, worker: Callable[[Peer], Any] = Worker,
+    clock: Callable[[], float] = time.monotonic,
+) -> int:  # fmt: skip
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=270.0, help="after which it ends (default 270)")
+    parser.add_argument(
+        "--only", nargs="+", metavar="NAME", help="checks whose names begin so, as in: exact 'pallas sgd'"
+    )
+    parser.add_argument("--small", action="store_true", help="small sizes, as without an accelerator")
+    given = parser.parse_args(arguments)
+    budget, failed, not_run = lent.Budget(given.seconds, clock), [], []
+    # In a process of its own, which is ended where the time is.
+    child = worker(Peer("device check", "device_check", environment=(("BENCHMARK_TRACEBACK", "1"),)))
+    ask = lambda *what: child.ask("call", ("device_check", *what), budget.left())
+    try:
+        answer = ask("started", given.small)
+        text, small, names = answer.value or (answer.reason, True, [])
+        print(text, flush=True)
+        if answer.reason:
+            (not_run if is_late(answer.reason) else failed).append("everything")
+        for name in given.only or ():
+            if names and not any(known.startswith(name) for known in names):
+                parser.error(f"no check begins with {name!r}: choose from {', '.join(map(repr, names))}")
+        for name in names:
+            if given.only and not name.startswith(tuple(given.only)):
+                continue
+            answer = ask("check", name, small)
+            text, right = answer.value or (answer.reason, False)
+            if not right:
+                (not_run if is_late(text) else failed).append(name)
+            mark = "" if right else "not run: " if is_late(text) else "FAILED: "
+            print(f"{name:28} {mark}{text} [{answer.seconds:.0f} s]", flush=True)
+    finally:
+        child.stop()
+    lines, code = lent.verdict(failed, not_run)
+    print(*lines, sep="\n", flush=True)
+    return code
 
 
 if __name__ == "__main__":

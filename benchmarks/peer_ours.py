@@ -68,6 +68,19 @@ def build_many(tasks: list[Task]) -> Run:
     return run
 
 
+def build_as_given(task: Task) -> Run:
+    """What a newcomer writes: a problem, an objective, seeds and steps, and nothing else is chosen."""
+    table = arrays(task)
+    problem, method = bandit(table.reward, table.ref_logp), Method(task.objective)
+
+    def run(seed: int) -> np.ndarray:
+        data = sweep(problem, method, seeds=range(seed * task.seeds, (seed + 1) * task.seeds), steps=task.steps)
+        return data.expected_reward.isel(step=-1).values.reshape(-1)
+
+    run(0)
+    return run
+
+
 def curves_probe(problem, state):
     logp = state.log_probs
     return {

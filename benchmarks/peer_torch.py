@@ -14,6 +14,12 @@ torch.set_grad_enabled(False)
 DEVICE = os.environ.get("BENCHMARK_TORCH_DEVICE", "cpu")
 
 
+def device() -> str:
+    """Its name; an error where this torch cannot reach it."""
+    torch.ones(1, device=DEVICE)
+    return torch.cuda.get_device_name() if DEVICE == "cuda" else DEVICE
+
+
 def build(task: Task) -> Run:
     return _build(task, lambda step: step, _fused_adam)
 

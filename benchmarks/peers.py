@@ -48,6 +48,7 @@ PEERS = (
     Peer("common JAX", "peer_jax", capped=5),
 )
 OURS = "bandit_pft"
+NO_TIME, TOO_LONG = "no time was left", "took longer than"
 
 
 class Answer(NamedTuple):
@@ -78,6 +79,9 @@ def _serve(peer: Peer, pipe: Any) -> None:
                 return
             if what == "build":
                 run, value = builder(peer, argument)(argument), None
+            elif what == "call":
+                module, function, *given = argument
+                value = getattr(importlib.import_module(f"benchmarks.{module}"), function)(*given)
             elif what == "memory":
                 value = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
             else:
@@ -91,6 +95,11 @@ def _serve(peer: Peer, pipe: Any) -> None:
                 traceback.print_exc()
 
 
+def is_late(reason: str) -> bool:
+    """Whether it is time that a result is missing for."""
+    return reason.startswith((NO_TIME, TOO_LONG))
+
+
 class Worker:
     """A peer in its own process, restarted after it ran past a limit or died."""
 
@@ -99,6 +108,8 @@ class Worker:
         self.process: Any = None
 
     def ask(self, what: str, argument: Any = None, limit: float = 600.0) -> Answer:
+        if limit <= 0:
+            return Answer(None, 0.0, NO_TIME)
         if self.process is None:
             context = multiprocessing.get_context("spawn")
             self.pipe, other = context.Pipe()
@@ -109,7 +120,7 @@ class Worker:
             self.pipe.send((what, argument))
             if self.pipe.poll(limit):
                 return self.pipe.recv()
-            reason = f"took longer than {limit:.0f} s"
+            reason = f"{TOO_LONG} {limit:.0f} s"
         except (EOFError, OSError):
             self.process.join(5)
             reason = f"process ended with code {self.process.exitcode}"

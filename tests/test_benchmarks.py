@@ -7,17 +7,20 @@ import json
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
 
 from bandit_pft.simulate import plan, steps_on_few
 from benchmarks import __main__ as command
-from benchmarks import figure, history, scaling
+from benchmarks import device_check, figure, gpu, history, scaling
 from benchmarks.__main__ import cell, disagreement, main
 from benchmarks.peer_numpy import build
-from benchmarks.peers import PEERS, Answer, Peer, builder
+from benchmarks.peers import NO_TIME, PEERS, TOO_LONG, Answer, Peer, Worker, builder, is_late
 from benchmarks.report import render, targets
 from benchmarks.tasks import ALL_EXACT, ALL_SAMPLED, Network, Task, arrays, workloads
 
@@ -286,10 +289,181 @@ def test_longer_responses_are_points_as_well(policy):
 
 
 def test_torch_and_the_package_agree_on_the_device_that_there_is(tmp_path):
-    script = Path(command.__file__).with_name("gpu.py")
-    asked = [sys.executable, str(script), "--quick", "--only", "large", "--out", str(tmp_path)]
+    script, out = Path(command.__file__).with_name("gpu.py"), tmp_path / "new" / "report"
+    which = ["--peers", "bandit_pft", "torch", "--only", "large", gpu.PARTS[2]]
+    asked = [sys.executable, str(script), "--small", "--seconds", "600", *which, "--out", str(out)]
     done = subprocess.run(asked, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout.splitlines()[-1] == "ok", done.stdout + done.stderr
-    (row,) = json.loads((tmp_path / "gpu.json").read_text())["cells"]
-    assert set(row["seconds"]) == {"bandit_pft", "torch", "torch.compile"}
-    assert "| large, reinforce, 1 x 20,000 |" in (tmp_path / "GPU.md").read_text()
+    assert out.with_suffix(".md").read_text() == done.stdout
+    large, given = json.loads(out.with_suffix(".json").read_text())["cells"]
+    assert set(large["seconds"]) == {"bandit_pft", "torch"} and len(given["seconds"]) == 1
+    assert f"jax {jax.__version__}" in done.stdout
+
+
+# --- a machine that is lent for minutes ------------------------------------------------------------------------------
+class Lent:
+    """Workers that compute nothing: each answer takes so many seconds, by a clock that nothing else moves."""
+
+    def __init__(self, takes: float, value) -> None:
+        self.now, self.takes, self.value, self.asked = 0.0, takes, value, []
+
+    def worker(self, peer):
+        return SimpleNamespace(
+            peer=peer,
+            ask=partial(self.ask, peer),
+            build=lambda task, limit: self.ask(peer, "build", task, limit),
+            stop=lambda: None,
+        )
+
+    def ask(self, peer, what, argument, limit):
+        if limit <= 0:
+            return Answer(None, 0.0, NO_TIME)
+        self.asked.append((peer.name, what, argument))
+        self.now += min(self.takes, limit)
+        if self.takes > limit:
+            return Answer(None, 0.0, f"{TOO_LONG} {limit:.0f} s")
+        try:
+            return Answer(self.value(peer, what, argument), self.takes)
+        except RuntimeError as error:
+            return Answer(None, 0.0, str(error))
+
+    def run(self, main, *arguments):
+        return main(list(map(str, arguments)), self.worker, lambda: self.now)
+
+    @property
+    def built(self) -> list[Task]:
+        return list(dict.fromkeys(argument for _, what, argument in self.asked if what == "build"))
+
+
+CARD = {"device": "Card 9", "platform": "gpu", "versions": "jax 7.5, driver 8.6", "copy": 1e12}
+
+
+def answers(changed=lambda peer, what, argument, value: value):
+    """What the workers of a card say: every policy ends at .5."""
+    task = None
+
+    def value(peer, what, argument):
+        nonlocal task
+        task = argument if what == "build" else task
+        said = {"build": lambda: None, "run": lambda: np.full(task.rows, 0.5)}
+        usual = "Card 9" if argument == ("peer_torch", "device") else said.get(what, lambda: CARD)()
+        return changed(peer, what, argument, usual)
+
+    return value
+
+
+def rows_of(text: str) -> list[str]:
+    return [line for line in text.splitlines() if line.startswith("| ") and "microseconds" not in line]
+
+
+def label(task: Task) -> str:
+    return f"{task.workload}, {task.label}"
+
+
+@pytest.mark.parametrize("takes", [0.5, 4.0, 200.0])
+def test_a_card_is_given_back_in_time_and_what_was_not_run_has_not_passed(takes, tmp_path, capsys):
+    lent, out = Lent(takes, answers()), tmp_path / "report.md"
+    assert lent.run(gpu.main, "--seconds", 60, "--out", out) == 3
+    assert lent.now <= 60
+    text = capsys.readouterr().out
+    assert out.read_text() == text if takes < 60 else not rows_of(text)
+    missing = text.splitlines()[-1]
+    assert missing.startswith("not run: ") and "ok" not in text.splitlines()
+    for task in gpu.tasks(False) if takes < 60 else ():
+        complete = [row for row in rows_of(text) if row.startswith(f"| {label(task)}, ") and "n/a" not in row]
+        assert complete or label(task) in missing or task.workload == gpu.PARTS[2], label(task)
+
+
+def test_a_card_shows_the_largest_first_and_each_row_before_the_next_begins(capsys):
+    printed = []
+
+    def look(peer, what, argument, value):
+        printed.append(capsys.readouterr().out)
+        if what == "build":
+            assert len(rows_of("".join(printed))) == len(lent.built) - 1
+        return value
+
+    lent = Lent(1e-3, answers(look))
+    assert lent.run(gpu.main, "--seconds", 240) == 0
+    text = "".join(printed) + capsys.readouterr().out
+    assert text.splitlines()[-1] == "ok" and len(rows_of(text)) == len(gpu.tasks(False))
+    assert "# Card 9" in text and CARD["versions"] in text and "1,000.0 GB/s" in text
+    places = [gpu.PARTS.index(task.workload) for task in lent.built]
+    assert places == sorted(places) and lent.built[0].actions == max(task.actions for task in lent.built)
+    # 64 million logits, read and written, 50 times in 1 ms, at 1 TB/s.
+    assert "| 2560% | met |" in rows_of(text)[0].replace(",", "")
+
+
+def test_a_card_without_torch_says_so_and_runs_the_rest(capsys):
+    def absent(peer, what, argument, value):
+        if argument == ("peer_torch", "device"):
+            raise RuntimeError("no CUDA here")
+        return value
+
+    lent = Lent(1e-3, answers(absent))
+    assert lent.run(gpu.main) == 0
+    text = capsys.readouterr().out
+    assert "no CUDA here" in text and len(rows_of(text)) == len(gpu.tasks(False))
+    assert not any(name.startswith("torch") for name, what, _ in lent.asked if what == "build")
+
+
+def test_a_card_whose_peers_fail_or_disagree_has_not_passed(capsys):
+    def broken(peer, what, argument, value):
+        if what == "run" and peer.name == "torch.compile":
+            raise RuntimeError("no compiler")
+        return value + (peer.name == "torch") if what == "run" else value
+
+    lent = Lent(1e-3, answers(broken))
+    assert lent.run(gpu.main, "--only", "large") == 1
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("failed: ") and "torch.compile: no compiler" in last and "torch off by" in last
+    assert lent.run(gpu.main, "--only", "large", "--peers", "bandit_pft") == 0
+    with pytest.raises(SystemExit):
+        gpu.main(["--peers", "nobody"])
+
+
+def test_a_worker_whose_time_is_over_is_ended_and_one_without_time_never_starts():
+    worker = Worker(Peer("any", "tasks"))
+    assert worker.ask("call", ("tasks", "workloads"), 0.0).reason == NO_TIME and worker.process is None
+    answer = worker.ask("call", ("tasks", "workloads"), 1e-9)
+    assert answer.reason.startswith(TOO_LONG) and is_late(answer.reason) and worker.process is None
+
+
+def checked(peer, what, argument):
+    """Of four checks the second is wrong and the third crashes."""
+    _, function, name, *_ = argument
+    if function == "started":
+        return "Card 9, jax 7.5, driver 8.6", False, ["one", "two", "three", "four"]
+    if name == "three":
+        raise RuntimeError("process ended with code -11")
+    return f"saw {name}", name != "two"
+
+
+def test_a_device_check_ends_in_time_and_names_what_failed_and_what_was_not_run(capsys):
+    expected = {
+        1000: (1, ["failed: two; three"]),
+        35: (1, ["not run: three; four", "failed: two"]),
+        25: (3, ["not run: two; three; four"]),
+        5: (3, ["not run: everything"]),
+    }
+    for seconds, (code, last) in expected.items():
+        lent = Lent(10.0, checked)
+        assert lent.run(device_check.main, "--seconds", seconds) == code and lent.now <= seconds
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[-len(last) :] == last and "ok" not in lines
+        assert seconds < 10 or (lines[0] == "Card 9, jax 7.5, driver 8.6" and "saw one" in lines[1])
+    lent = Lent(10.0, checked)
+    assert lent.run(device_check.main, "--only", "one", "fo") == 0
+    assert [argument[2] for _, _, argument in lent.asked[1:]] == ["one", "four"]
+    assert capsys.readouterr().out.splitlines()[-1] == "ok"
+    with pytest.raises(SystemExit):
+        lent.run(device_check.main, "--only", "nothing")
+    assert "no check begins with 'nothing': choose from 'one'" in capsys.readouterr().err
+
+
+def test_a_device_check_here_compares_this_device_with_the_cpu(capsys):
+    here = lambda peer, what, argument: getattr(device_check, argument[1])(*argument[2:])
+    assert Lent(0.0, here).run(device_check.main, "--only", "copy", "exact reinforce") == 0
+    first, *lines = capsys.readouterr().out.splitlines()
+    assert f"jax {jax.__version__}" in first
+    assert "moved by" in lines[0] and "GB/s" in lines[1] and lines[2:] == ["ok"]
