@@ -244,11 +244,98 @@ def test_a_conversation_goes_through_the_chat_template() -> None:
         ready([{"prompt": user, "completion": bot, "label": True}], "labels", tokens=plain)
 
 
-def test_conversations_without_a_prompt_share_their_first_messages() -> None:
-    talk = lambda text: [{"role": "user", "content": "a"}, {"role": "assistant", "content": text}]
-    (row,) = ready([{"chosen": talk("c"), "rejected": talk("d")}], "pairs")
-    assert row["prompt_ids"] == ids("<user> a <bot>")
-    assert row["completion_ids"] == [[*ids("c"), 1], [*ids("d"), 1]]
+def says(*texts: str) -> list[dict[str, str]]:
+    """A conversation that the user begins."""
+    return [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
+
+
+SYSTEM = [{"role": "system", "content": "d"}]
+ASKED, ANSWERS = says("a b"), {"chosen": says("a b", "c")[1:], "rejected": says("a b", "d e")[1:]}
+WHOLE = {"chosen": says("a b", "c"), "rejected": says("a b", "d e")}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": ASKED, **ANSWERS},
+        {"prompt": ASKED, **WHOLE},
+        {"prompt": ASKED, **ANSWERS, "chosen": WHOLE["chosen"]},
+        {"prompt": "a b", **WHOLE},
+        {"prompt": " a b\n", **WHOLE},
+        {"prompt": None, **WHOLE},
+        WHOLE,
+    ],
+    ids=["beside", "repeated", "once repeated", "as text", "as text with spaces", "none", "left out"],
+)
+def test_a_prompt_of_conversations_is_the_same_however_it_is_given(row: dict[str, Any]) -> None:
+    (found,) = ready([row], "pairs")
+    assert found["prompt_ids"] == ids("<user> a b <bot>")
+    assert found["completion_ids"] == [[*ids("c"), 1], [*ids("d e"), 1]]
+
+
+def test_a_prompt_as_text_ends_with_the_users_first_message_and_one_left_out_before_the_last_that_is_shared() -> None:
+    talk = {side: [*SYSTEM, *says("a", "b", "c", text)] for side, text in (("chosen", "e"), ("rejected", "f"))}
+    (said,), (shared,) = ready([{"prompt": "a", **talk}], "pairs"), ready([talk], "pairs")
+    assert said["prompt_ids"] == [*ids("<bot> d"), 1, *ids("<user> a <bot>")]
+    assert said["completion_ids"] == [[*ids("b"), 1, *ids(f"<user> c <bot> {text}"), 1] for text in "ef"]
+    assert shared["prompt_ids"] == [*said["prompt_ids"], *ids("b"), 1, *ids("<user> c <bot>")]
+    assert shared["completion_ids"] == [[*ids(text), 1] for text in "ef"]
+
+
+@pytest.mark.parametrize(
+    ("row", "kind"),
+    [
+        ({"completion": WHOLE["chosen"], "label": True}, "labels"),
+        ({"completion": WHOLE["chosen"]}, "single"),
+        ({"completions": [*WHOLE.values()]}, "several"),
+    ],
+)
+@pytest.mark.parametrize("prompt", ["a b", ASKED])
+def test_responses_of_every_format_may_begin_with_their_prompt(row: dict[str, Any], kind: str, prompt: Any) -> None:
+    (found,) = ready([{"prompt": prompt, **row}], kind)
+    assert found["prompt_ids"] == ids("<user> a b <bot>")
+    assert found["completion_ids"][0] == [*ids("c"), 1]
+
+
+def test_a_conversation_that_is_both_chosen_and_rejected_counts_as_the_same_and_not_as_empty() -> None:
+    for prompt in ("a b", None):
+        with pytest.raises(DataError, match="1 of 1 rows have the same chosen and rejected"):
+            ready([{"prompt": prompt, "chosen": WHOLE["chosen"], "rejected": WHOLE["chosen"]}], "pairs")
+
+
+@pytest.mark.parametrize(
+    ("row", "kind", "words"),
+    [
+        ({"prompt": "a c", **WHOLE}, "pairs",
+         "row 0: the conversations in chosen and rejected do not begin with prompt, 'a c'"),
+        ({"prompt": "a b", **ANSWERS}, "pairs", "do not begin with prompt, 'a b'"),
+        ({"prompt": "a b", "completion": ASKED}, "single", "in completion do not begin with prompt"),
+        ({"prompt": "d", "chosen": SYSTEM + ASKED, "rejected": SYSTEM + ASKED}, "pairs", "do not begin with prompt"),
+        (ANSWERS, "pairs", "chosen and rejected have no first message in common"),
+        ({"prompt": ASKED, "chosen": " c", "rejected": " d"}, "pairs",
+         "row 0: prompt is a conversation, chosen is text, rejected is text; they must be all text or all"),
+        ({"prompt": "a b", "chosen": " c", "rejected": WHOLE["rejected"]}, "pairs", "is text, rejected is a conv"),
+        ({"chosen": "a c", "rejected": WHOLE["rejected"]}, "pairs", "chosen is text, rejected is a conversation"),
+        ({"prompt": ASKED, "completion": " c"}, "single", "prompt is a conversation, completion is text"),
+        ({"prompt": ASKED, "completions": [" c", " d"]}, "several", "a conversation, completions is text; they"),
+        ({"prompt": "a", "completions": []}, "several", "row 0: completions is \\[\\]; it must be a list of responses"),
+        ({"prompt": "a", "completions": "b"}, "several", "completions is 'b'; it must be a list"),
+        ({"prompt": [], **WHOLE}, "pairs", "row 0: prompt is \\[\\]; it must be text, or a conversation"),
+        ({"prompt": 3, **WHOLE}, "pairs", "prompt is 3; it must be text"),
+        ({"prompt": ["a"]}, "prompts", "prompt is \\['a'\\]; it must be text"),
+        ({"prompt": None, "completion": " a"}, "single", "row 0: prompt is None"),
+    ],
+)  # fmt: skip
+def test_prompts_and_responses_that_do_not_fit_are_refused_by_row_and_column(
+    row: dict[str, Any], kind: str, words: str
+) -> None:
+    with pytest.raises(DataError, match=words):
+        ready([row], kind)
+
+
+def test_rows_that_are_not_alike_are_refused() -> None:
+    with pytest.raises(DataError, match="rows differ in the types of their columns"):
+        ready([WHOLE, {"chosen": "a b", "rejected": "a c"}], "pairs")
 
 
 def test_long_completions_are_cut_and_prompts_that_fill_the_space_are_refused() -> None:
@@ -262,7 +349,7 @@ def test_long_completions_are_cut_and_prompts_that_fill_the_space_are_refused() 
     ("rows", "kind", "words"),
     [
         ([{"prompt": "a", "chosen": None, "rejected": "b"}, {"prompt": "a", "chosen": "c", "rejected": "b"}], "pairs",
-         "row 0 .* None"),
+         "row 0: chosen is None"),
         ([{"prompt": "a", "chosen": " b", "rejected": " b"}], "pairs", "1 of 1 rows have the same"),
         ([{"prompt": "a", "completion": " b", "label": 2}], "labels", "label is 2"),
         ([{"prompt": "a", "completion": " b", "reward": float("nan")}], "single", "finite"),

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import datasets
 import jax.numpy as jnp
 import numpy as np
 import peft
@@ -409,6 +410,57 @@ def test_ppo_without_a_value_and_with_whole_returns_is_the_objective_itself() ->
     by_hand = learn(whitened, trainer=ByTokens, **options)
     mine = weights(with_head)[: len(weights(by_hand))]
     assert_same_update(mine, weights(by_hand))
+
+
+# --- the example of the README --------------------------------------------------------------------------------------
+def ultrafeedback() -> list[dict[str, Any]]:
+    """Rows in the columns of HuggingFaceH4/ultrafeedback_binarized."""
+    talk = lambda prompt, answer: [{"content": prompt, "role": "user"}, {"content": answer, "role": "assistant"}]
+    asked = [("a b", "c d", "e"), ("f", "g", "h i j"), ("k l m", "n", "o"), ("p", "q r s", "t")]
+    return [
+        {"prompt": prompt, "prompt_id": f"{i:064x}", "chosen": talk(prompt, good), "rejected": talk(prompt, bad),
+         "messages": talk(prompt, good), "score_chosen": 8.5, "score_rejected": 4.0}
+        for i, (prompt, good, bad) in enumerate(asked)
+    ]  # fmt: skip
+
+
+def test_conversations_that_begin_with_their_prompt_train_as_if_it_stood_beside_them() -> None:
+    rows = ultrafeedback()
+    beside = [
+        {"prompt": row["chosen"][:1], "chosen": row["chosen"][1:], "rejected": row["rejected"][1:]} for row in rows
+    ]
+    runs = [learn("ipo", kind="qwen3", data=data, max_steps=1) for data in (rows, beside)]
+    assert torch.equal(*map(weights, runs))
+    # Its target is 1 / (2 beta), and the policy is still the reference.
+    assert first(runs[0])["loss"] == pytest.approx(25, rel=1e-6)
+
+
+# Said where there is no GPU.
+@pytest.mark.filterwarnings("ignore:'pin_memory' argument")
+def test_the_example_of_the_readme_runs_on_rows_of_its_data_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    (code,) = (block for block in re.findall(r"^```py\n(.*?)^```", text, re.M | re.S) if "PFTTrainer" in block)
+    (name,) = re.findall(r'PFTTrainer\("([^"]+)"', code)
+    monkeypatch.chdir(tmp_path)
+    # A folder that is called as the model is found first.
+    tiny.model("qwen3").save_pretrained(name)
+    tiny.tokenizer().save_pretrained(name)
+    asked = []
+    monkeypatch.setattr(
+        datasets, "load_dataset", lambda *a, **k: asked.append((a, k)) or datasets.Dataset.from_list(ultrafeedback())
+    )
+    space: dict[str, Any] = {"__name__": "readme"}
+    exec(compile(code, "README.md", "exec"), space)
+    assert asked == [(("HuggingFaceH4/ultrafeedback_binarized",), {"split": "train_prefs"})]
+    trainer = space["trainer"]
+    assert trainer.state.global_step == 3
+    words = tiny.tokenizer()
+    assert words.decode(trainer.train_dataset[0]["prompt_ids"]) == "<user> a b <bot>"
+    assert [words.decode(ids) for ids in trainer.train_dataset[0]["completion_ids"]] == ["c d <eos>", "e <eos>"]
+    learnt, begun = weights(trainer), torch.cat([p.detach().flatten() for p in tiny.model("qwen3").parameters()])
+    assert torch.isfinite(learnt).all() and not torch.equal(learnt, begun)
 
 
 # --- what is refused -------------------------------------------------------------------------------------------------

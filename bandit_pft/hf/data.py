@@ -7,6 +7,9 @@ Plain text or conversations (lists of messages), in columns:
     prompt, completion [, reward]                                                 single responses
     prompt, completions [, rewards]                                               N responses to one prompt
     prompt                                                                        the learner writes the responses
+
+Conversations may begin with their prompt: the column prompt then repeats it, as messages or as the text of the user's
+first one, or is left out. Within a row all responses are text, or all are conversations.
 """
 
 from __future__ import annotations
@@ -130,18 +133,69 @@ def completion_tokens(tokenizer: Any, prompt: Any, completion: Any, ends: Sequen
     return both[:same], both[same:]
 
 
-def _split_prompt(row: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Chosen and rejected with what they share at the beginning taken out as the prompt."""
-    if "prompt" in row and row["prompt"] is not None:
-        return row
-    chosen, rejected = row["chosen"], row["rejected"]
-    same = 0
-    while same < min(len(chosen), len(rejected)) and chosen[same] == rejected[same]:
-        same += 1
-    if isinstance(chosen, str):
+def _known(row: Mapping[str, Any], kind: str, number: int) -> tuple[Any, list[Any]]:
+    """The prompt of a row, None if it is left out, and its responses: all text, or all conversations.
+
+    Raises:
+        DataError: naming the columns that are neither, or not alike.
+    """
+    columns = [(name, row[name]) for name in _responses(kind)]
+    if kind == "several":
+        several = row["completions"]
+        if not isinstance(several, list) or not several:
+            raise DataError(f"row {number}: completions is {shown(several)}; it must be a list of responses")
+        columns = [("completions", text) for text in several]
+    prompt = row.get("prompt")
+    asked = [] if prompt is None and kind == "pairs" else [("prompt", prompt)]
+    forms: dict[str, bool] = {}
+    for name, value in [*asked, *columns]:
+        if not (isinstance(value, str) or is_conversation(value)):
+            raise DataError(
+                f"row {number}: {name} is {shown(value)}; it must be text, or a conversation as "
+                '[{"role": "user", "content": "Why?"}]: filter such rows'
+            )
+        forms[f"{name} is {'text' if isinstance(value, str) else 'a conversation'}"] = True
+    texts = [value for _, value in columns]
+    written = {isinstance(text, str) for text in texts}
+    # The text of a user may stand before conversations; before text, only text may.
+    if len(written) > 1 or (True in written and is_conversation(prompt)):
+        raise DataError(f"row {number}: {', '.join(forms)}; they must be all text or all conversations")
+    return prompt, texts
+
+
+def _responses(kind: str) -> tuple[str, ...]:
+    return {"pairs": ("chosen", "rejected"), "several": ("completions",), "prompts": ()}.get(kind, ("completion",))
+
+
+def _parted(row: Mapping[str, Any], kind: str, number: int) -> tuple[Any, list[Any]]:
+    """The prompt of a row, and its responses without it.
+
+    Raises:
+        DataError: the responses are conversations without a prompt, or with another than the column says.
+    """
+    prompt, texts = _known(row, kind, number)
+    if is_conversation(prompt):
+        size = len(prompt)
+        return prompt, [text[size:] if text[:size] == prompt else text for text in texts]
+    if prompt is not None and not any(map(is_conversation, texts)):
+        return prompt, texts
+    first, talk = texts[0], is_conversation(texts[0])
+    # The last message is a response, even where all are the same.
+    least = min(map(len, texts)) - talk
+    same = next((i for i in range(least) if any(text[i] != first[i] for text in texts)), least)
+    if not talk:
         # A word is not cut in two.
-        same = chosen[:same].rfind(" ") if same < len(chosen) and " " in chosen[:same] else same
-    return {**row, "prompt": chosen[:same], "chosen": chosen[same:], "rejected": rejected[same:]}
+        same = first[:same].rfind(" ") if same < len(first) and " " in first[:same] else same
+    elif prompt is not None:
+        user = next((i + 1 for i in range(same) if first[i]["role"] == "user"), 0)
+        same = user if str(first[user - 1]["content"]).strip() == prompt.strip() else 0
+    if talk and not same:
+        what = "have no first message in common" if prompt is None else f"do not begin with prompt, {shown(prompt)}"
+        raise DataError(
+            f"row {number}: the conversations in {' and '.join(_responses(kind))} {what}: put what comes before the "
+            "response into the column prompt, as a conversation"
+        )
+    return first[:same], [text[same:] for text in texts]
 
 
 class Limits(NamedTuple):
@@ -158,27 +212,23 @@ def prepare_dataset(data: Any, tokenizer: Any, kind: str, ends: Sequence[int], l
         DataError: text that is missing, or prompts that leave no room for a completion.
     """
     if isinstance(data, Sequence):
-        data = datasets.Dataset.from_list(list(data))
+        try:
+            data = datasets.Dataset.from_list(list(data))
+        except (TypeError, ValueError) as error:
+            raise DataError(f"the rows differ in the types of their columns: make them alike ({error})") from None
     if not hasattr(data, "__len__"):
         raise DataError("the data set is streamed; shares of a batch need its length: load it, or take() a part")
     problems: dict[str, list[int]] = {}
 
     def convert(row: Mapping[str, Any], number: int) -> dict[str, Any]:
         note = lambda what: problems.setdefault(what, []).append(number)
-        row = _split_prompt(row) if "chosen" in row else row
-        texts = {
-            "pairs": lambda: [row["chosen"], row["rejected"]],
-            "several": lambda: row["completions"],
-            "prompts": list,
-        }.get(kind, lambda: [row["completion"]])()
-        if row["prompt"] is None or texts is None or any(text is None for text in texts):
-            raise DataError(f"row {number} of the data set has no text: its prompt or a completion is None")
+        asked, texts = _parted(row, kind, number)
         if kind == "prompts":
-            ids = prompt_tokens(tokenizer, row["prompt"])
+            ids = prompt_tokens(tokenizer, asked)
             if limits.tokens is not None and len(ids) > limits.tokens:
                 note("full")
             return {"prompt_ids": ids, "completion_ids": [], "rewards": [], "scores": []}
-        pairs = [completion_tokens(tokenizer, row["prompt"], text, ends) for text in texts]
+        pairs = [completion_tokens(tokenizer, asked, text, ends) for text in texts]
         # One prompt for all: the part that every completion has in common with it.
         prompt = min((p for p, _ in pairs), key=len)
         done = [(p + c)[len(prompt) :] for p, c in pairs]
