@@ -27,7 +27,7 @@ from jaxtyping import Array, Float, Key
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from bandit_pft import style
+from bandit_pft import paper, style
 from bandit_pft.errors import (
     ConfigError,
     DomainError,
@@ -40,21 +40,22 @@ from bandit_pft.errors import (
     shown,
 )
 from bandit_pft.kernels import Compiled
-from bandit_pft.methods import ADAM, Method
-from bandit_pft.objectives import measure
-from bandit_pft.policies import tabular_shared
+from bandit_pft.methods import Method
+from bandit_pft.objectives import OBJECTIVES, measure
 from bandit_pft.probes import State, standard_probe
 from bandit_pft.problems import Problem, bandit, log_softmax, paper_reference, peaks
 from bandit_pft.simulate import Plan, check_run, plan, run, seed_keys
-from bandit_pft.store import write_file
+from bandit_pft.store import replacing
 
 STATIC = Path(__file__).with_name("static")
 STEPS = 100
 # The steps that are shown: dense where policies move fast.
 FRAMES = (0, 1, 2, 3, 5, 7, 10, 14, 19, 25, 32, 40, 50, 64, 80, 100)
-CONTEXTS, PROMPTS, RESPONSES = 16, 4, 10  # Offline data: 16 x 10 rewards, once. On-policy: 4 x 10 rewards a step.
+CONTEXTS, PROMPTS = 16, 4  # Of a sampled run, 10 responses each: 160 rewards once offline, 40 a step on-policy.
 SEEDS = 32
-BETA = 0.1  # Of the optimum that is drawn, and the default of the objectives that have one.
+# Of the optimum that is drawn, and the default of the objectives that have one. IPO's 0.05 says the same in its own
+# words: a pair leads by 1 / (2 beta) = 10 nats, as two actions do in the optimum whose rewards differ by 1.
+BETA = 0.1
 REFERENCES = {"paper": "the paper's reference", "flat": "flat", "wrong": "wrong: the paper's, mirrored"}
 
 QUANTITIES = (
@@ -160,37 +161,62 @@ class Scene:
         return {"paper": paper, "flat": log_softmax(jnp.zeros(actions)), "wrong": paper[::-1]}[self.reference]
 
 
+def method_names() -> list[str]:
+    """What `method_named` knows: every objective offline and on-policy; without either what looks at every response."""
+    regimes = lambda family: [""] if family == "distribution" else [" offline", " on-policy"]
+    return [name + regime for name, made in OBJECTIVES.items() for regime in regimes(made.family)]
+
+
+def method_named(name: str) -> Method:
+    """A method with README's settings, by its objective and how it learns: "ipo offline", "grpo on-policy".
+
+    Raises:
+        ConfigError: no such method, with the nearest names.
+    """
+    objective, _, regime = name.partition(" ")
+    known = method_names()
+    check_names("methods", [name], [one for one in known if one.split()[0] == objective] or known)
+    own = paper.IPO if objective == "ipo" else {}
+    if objective == "reinforce":  # README's divides by the spread of the group.
+        objective = "reinforce_normalized"
+    if regime == "offline":
+        pairs = OBJECTIVES[objective].family == "preference"
+        made = paper.offline(objective, min_gap=paper.GAP if pairs else 0.0, **own)
+    else:
+        made = paper.on_policy(objective, data="sampled" if regime else "exact", **own)
+    return dataclasses.replace(made, name=name, prompts=PROMPTS if regime == "on-policy" else None)
+
+
 def standard_methods() -> list[Method]:
-    """The eight that an explorer starts with, at one learning rate."""
-    same = {"learning_rate": 0.2, "optimizer": ADAM, "policy": tabular_shared, "num_responses": RESPONSES}
-    make = lambda objective, name, **settings: Method(objective, name=name, **{**same, **settings})
-    offline = lambda objective: make(objective, f"{objective} offline", on_policy=0.0)
-    on_policy = lambda objective, name: make(objective, f"{name} on-policy", prompts=PROMPTS)
-    return [
-        offline("best_of_n"), on_policy("best_of_n", "best_of_n"), offline("rwr"),
-        on_policy("reinforce_group", "reinforce"), offline("dpo"), on_policy("dpo", "dpo"),
-        make("forward_kl", "forward_kl", data="exact"), make("reverse_kl", "reverse_kl", data="exact"),
-    ]  # fmt: skip
+    """The eight that an explorer starts with: README's, DPO, and two that see the whole target."""
+    names = ("best_of_n offline", "best_of_n on-policy", "ipo offline", "ipo on-policy", "dpo offline",
+             "reinforce on-policy", "forward_kl", "reverse_kl")  # fmt: skip
+    return [method_named(name) for name in names]
 
 
 def presets(actions: int = 100) -> dict[str, tuple[str, str, Scene]]:
-    """Name -> label, what to look at, and the scene: places in shares of the actions."""
+    """Name -> label, the question that it asks, and the scene: places in shares of the actions."""
     at = lambda share: round(share * actions)
     wide, narrow = actions / 10, actions / 25
     far, near = Scene(at(0.7), wide), Scene(at(0.2), wide)
     also = lambda scene, **changes: dataclasses.replace(scene, **changes)
+    # With the paper's 100 actions these are its bandits; with fewer they have their shape, and not their name.
+    named = lambda label, name: f"{label} (paper's {name})" if actions == 100 else label
     return {
-        "near": ("Near peak", "Imitation is almost enough here: the reference already visits the peak.", near),
-        "far": ("Far peak", "Offline imitation stops where its data end. Who gets further?", far),
-        "narrow": ("Narrow peak", "A few good actions among many.", also(far, width=narrow)),
+        "near": (named("Near peak", "R5"), "The reference already visits the peak. Is imitation enough?", near),
+        "far": (named("Far peak", "R4"), "Offline imitation stops where its data end. Who gets further?", far),
+        "narrow": ("Narrow peak", "A few good actions among many. Who finds them?", also(far, width=narrow)),
         "two_peaks": (
             "Two peaks", "A low peak where the mass is, a high one far away. Who gives up the first?",
             also(far, second=Peak(at(0.35), wide, 0.6)),
         ),
-        "flat": ("Flat reference", "Every action is equally likely at first.", also(far, reference="flat")),
-        "wrong": ("Wrong reference", "Nearly all mass at the other end.", also(near, reference="wrong")),
-        "R4": ("Paper's R4", "The far peak of the paper's bandit.", far),
-        "R5": ("Paper's R5", "The near peak of the paper's bandit.", near),
+        "flat": (
+            "Flat reference", "Every action is equally likely at first. Who still needs its own samples?",
+            also(far, reference="flat"),
+        ),
+        "wrong": (
+            "Wrong reference", "Nearly all mass is at the other end. Who repairs that?", also(near, reference="wrong"),
+        ),
     }  # fmt: skip
 
 
@@ -245,14 +271,11 @@ class Cast:
 
     def __init__(self, methods: Iterable[Any] | None = None, actions: int = 100) -> None:
         check_integer("actions", actions, at_least=2)
-        known = {method.name: method for method in standard_methods()}
         self.actions, self.methods = actions, []
-        for given in known.values() if methods is None else methods:
-            if isinstance(given, str):
-                check_names("methods", [given], known)
-            elif not isinstance(given, Method):
+        for given in standard_methods() if methods is None else methods:
+            if not isinstance(given, (str, Method)):
                 raise TypeError(f"methods has {shown(given)}; give a Method, or a name such as 'dpo offline'")
-            self.methods.append(known[given] if isinstance(given, str) else given)
+            self.methods.append(method_named(given) if isinstance(given, str) else given)
         names = [method.name for method in self.methods]
         if not names or len(set(names)) < len(names):
             raise ConfigError(f"methods are {names}; there must be at least one, and no name twice: pass name=...")
@@ -347,7 +370,7 @@ def film(
 
     Args:
         scene: a `Scene`, or a dictionary as the explorer's "copy as Python" writes it.
-        methods: methods, or names of `standard_methods`; default all of those.
+        methods: methods, or names that `method_named` knows; default those of `standard_methods`.
         sampled: also sampled runs; otherwise the exact dynamics alone.
 
     Raises:
@@ -404,7 +427,8 @@ def meta(cast: Cast, scene: Scene, *, mode: str, hide: Sequence[str] = (), title
                 "family": method.objective.family,
                 "colour": style.colour(method.objective.family),
                 "dashes": list(dashes[method.name]),
-                "says": method.objective.summary,
+                "says": method.objective.summary
+                + (f" Pairs closer than {method.min_gap:g} in reward are left out." if method.min_gap else ""),
                 "data": "target" if cast.is_target(method) else "offline" if method.on_policy <= 0 else "on-policy",
                 "pushes": measure(method.objective).pushes,
             }
@@ -512,9 +536,17 @@ def export(
     cast = Cast(methods, actions)
     if actions > 255:
         raise DomainError(f"actions is {actions}; a file holds a film for every action, so at most 255: use explore()")
-    known = presets(actions)
-    fixed = lambda scene: {name: scene.plain()[name] for name in ("width", "second", "reference")}
-    grid = [fixed(scene) for *_, scene in known.values()]
+    told = meta(cast, presets(actions)["far"][2], mode="file", hide=hide, title=title)
+    with replacing(Path(path)) as temporary:
+        temporary.touch()  # What cannot be written is refused before the films are made.
+        temporary.write_bytes(_page(cast, told, progress))
+    return Path(path)
+
+
+def _page(cast: Cast, told: dict[str, Any], progress: Callable[[int, int], Any] | None) -> bytes:
+    actions = cast.actions
+    fixed = ("width", "second", "reference")
+    grid = [{name: preset["scene"][name] for name in fixed} for preset in told["presets"]]
     grid = [one for i, one in enumerate(grid) if one not in grid[:i]]
     shards = []
     for one in grid:
@@ -524,14 +556,11 @@ def export(
                 progress(len(shards) * actions + peak, len(grid) * actions)
             films.append(cast.film({**one, "peak": peak}, sampled=not shards))
         shards.append(shard(films))
-    told = {**meta(cast, known["far"][2], mode="file", hide=hide, title=title),
-            "grid": [{**one, "shard": i} for i, one in enumerate(grid)]}  # fmt: skip
+    told = {**told, "grid": [{**one, "shard": i} for i, one in enumerate(grid)]}
     # No text may end the script that holds it.
     data = json.dumps({"meta": told, "shards": shards}).replace("<", "\\u003c")
     css, code = ((STATIC / f"explorer.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
-    page = _PAGE.format(title=html.escape(told["title"]), css=css, code=code, data=data)
-    write_file(Path(path), page.encode())
-    return Path(path)
+    return _PAGE.format(title=html.escape(told["title"]), css=css, code=code, data=data).encode()
 
 
 _PAGE = """<!doctype html>
@@ -567,7 +596,7 @@ def explore(
     """The explorer in a notebook: live, or with sliders where anywidget is not installed.
 
     Args:
-        methods: methods, your own too, or names of `standard_methods`; default all of those.
+        methods: methods, your own too, or names that `method_named` knows; default those of `standard_methods`.
         preset: the first scene, a name of `presets`. scene: instead of it.
         hide: parts that a lesson leaves out, of `CONTROLS`.
 
@@ -628,9 +657,7 @@ def sliders(cast: Cast, scene: Scene) -> Any:
     controls = {
         "peak": drag("Peak", scene.peak, 0, last),
         "width": drag("Width", round(scene.width), 1, cast.actions // 2),
-        "frame": widgets.SelectionSlider(
-            options=[(str(step), i) for i, step in enumerate(FRAMES)], value=len(FRAMES) - 1, description="Step"
-        ),
+        "frame": widgets.SelectionSlider(options=[(str(step), i) for i, step in enumerate(FRAMES)], description="Step"),
         "log": widgets.Checkbox(False, description="Logarithmic"),
     }
 

@@ -363,7 +363,7 @@ function toHash(app) {
     hash.set(key, typeof value === "string" ? value : JSON.stringify(value));
   }
   hash.set("methods", app.state.shown.join(","));
-  hash.set("step", app.film ? app.film.steps[app.state.frame] : "last");
+  hash.set("step", app.film ? app.film.steps[app.state.frame] : 0);
   hash.set("view", app.state.view);
   for (const [key, name] of Object.entries(FLAGS)) hash.set(name, app.state[key] ? "1" : "0");
   return "#" + hash.toString();
@@ -396,8 +396,8 @@ function fromHash(app, text) {
     else problems.push(`The address says “${key}=${value}”, which means nothing here.`);
   }
   if (Number.isNaN(state.step) || state.step < 0) {
-    problems.push(`Step “${hash.get("step")}” is not a number from 0 up; the last step is shown.`);
-    state.step = Infinity;
+    problems.push(`Step “${hash.get("step")}” is not a number from 0 up; step 0 is shown.`);
+    state.step = 0;
   }
   const { scene, problems: more } = valid(app, wanted);
   return { scene, state, problems: [...problems, ...more] };
@@ -1082,7 +1082,7 @@ function makeWorld(app) {
       const side = left ? -1 : 1;
       const x = box.x(app.scene.peak) + side * first.free(side);
       put(hint, { x: px(x), y: px(box.y(app.scene.height) + 0.35 * app.em), "text-anchor": left ? "end" : "start" });
-      write(hint, width < 30 * app.em ? "Drag me" : "Drag the gold peak");
+      write(hint, width < 30 * app.em ? "Drag me" : "Drag the gold peak, then press Play");
       put(hint, { visibility: app.hint.hidden ? "hidden" : null });
       first.peak.group.classList.toggle("calling", !app.hint.hidden);
     };
@@ -1325,13 +1325,16 @@ function drawCurve(app, { box, x, parts, marks, lines, ends, now, picture }) {
   write(ends[0], "0");
   write(ends[1], `step ${app.film.steps.at(-1)}`);
   put(now, { x1: px(x(app.state.frame)), x2: px(x(app.state.frame)) });
+  // What lies ahead is not told: curves end where the film stands.
+  const past = app.state.frame + 1;
+  const upToNow = (values) => line(values.subarray(0, past), x, y);
   parts.forEach((p, i) => {
-    put(p.stroke, { d: line(all[i], x, y) });
+    put(p.stroke, { d: upToNow(all[i]) });
     put(p.dot, { cx: px(x(app.state.frame)), cy: px(y(all[i][app.state.frame])) });
     put(p.ghost, {
-      d: app.pin && same(app.pin.film.steps, app.film.steps) ? line(series(app.pin.film, p.method), x, y) : null,
+      d: app.pin && same(app.pin.film.steps, app.film.steps) ? upToNow(series(app.pin.film, p.method)) : null,
     });
-    const edge = (side) => range(frames(app)).map((f) => `${px(x(f))} ${px(y(bound(p.method, f, side)))}`);
+    const edge = (side) => range(past).map((f) => `${px(x(f))} ${px(y(bound(p.method, f, side)))}`);
     put(p.band, { d: band ? `M${[...edge(0), ...edge(1).reverse()].join("L")}Z` : null });
   });
   const about = app.meta.numbers[column];
@@ -1450,15 +1453,15 @@ function makeMethods(app) {
 }
 
 function makePresets(app) {
-  const says = html("p", { class: "says" });
+  const says = html("p", { class: "question" });
   const buttons = app.meta.presets.map((preset) =>
     button(preset.label, () => app.preset(preset), { title: preset.says }),
   );
   const node = html(
     "div",
     { class: "presets" },
-    html("div", { class: "choice", role: "group", "aria-label": "Presets" }, ...buttons),
     says,
+    html("div", { class: "choice", role: "group", "aria-label": "Presets" }, ...buttons),
   );
   const update = () => {
     const chosen = app.meta.presets.findIndex((p) => same({ ...app.meta.scene, ...p.scene }, app.scene));
@@ -1690,7 +1693,6 @@ function makePredict(app) {
   };
   const leave = () => {
     app.predict = null;
-    app.state.frame = frames(app) - 1;
     app.rebuild();
   };
   select.addEventListener("change", () => app.predict && begin());
@@ -2136,7 +2138,7 @@ function makeApp(el, source, page) {
   const shown = (meta.shown ?? []).filter((n) => app.index.has(n));
   app.state = {
     shown: shown.length ? shown : meta.methods.slice(0, 4).map((m) => m.name),
-    frame: Infinity,
+    frame: 0, // The question comes before the answer.
     view: "side",
     log: false,
     own: false,
@@ -2226,11 +2228,11 @@ function giveActions(app) {
     app.leavePredict?.();
     const { scene, problems } = valid(app, preset.scene);
     app.say(problems.length ? problems.join(" ") : null);
+    if (app.player.playing) app.player.pause();
     await app.change(scene, true);
-    // A preset is a story: it is told from its start.
-    state.frame = app.still() ? frames(app) - 1 : 0;
-    if (app.still()) app.draw();
-    else app.player.play();
+    // A preset asks something: it waits at its start, so that there is time to answer.
+    state.frame = 0;
+    app.draw();
   };
   app.chooseReference = (name) => {
     if (name !== "drawn") return app.change({ reference: name }, true);
@@ -2288,7 +2290,7 @@ function giveActions(app) {
   };
   app.goTo = async (text) => {
     const { scene, state: wanted, problems } = fromHash(app, text);
-    const { step = Infinity, ...rest } = wanted;
+    const { step = 0, ...rest } = wanted;
     Object.assign(state, rest);
     app.scene = scene;
     if (problems.length) app.say(problems.join(" "));
@@ -2376,6 +2378,12 @@ export function mount(el, source, page = false) {
     // A notebook has shortcuts of its own on plain keys, deleting cells among them.
     if (!event.ctrlKey && !event.metaKey) event.stopPropagation();
   });
+  // On a page of its own keys count before anything was clicked too; of several explorers the first answers.
+  const unfocused = (event) => {
+    const nowhere = event.target === document.body || event.target === document.documentElement;
+    if (nowhere && !event.defaultPrevented && !document.querySelector("dialog[open]")) shortcuts(app, event);
+  };
+  if (page) document.addEventListener("keydown", unfocused);
   const unfold = () => {
     if (document.fullscreenElement || !presenting(app) || !app.wasFull) return;
     app.present(); // Escape left the full screen; leave the large type too.
@@ -2415,6 +2423,7 @@ export function mount(el, source, page = false) {
       app.announcer.stop();
       observer.disconnect();
       media.removeEventListener("change", follow);
+      document.removeEventListener("keydown", unfocused);
       source.close();
       app.root.remove();
     },
