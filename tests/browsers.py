@@ -79,7 +79,9 @@ def drag_peak_down_by(page, actions):
 
 
 def assert_mass_is_at(page, peak):
+    """After the last step."""
     assert state(page)["scene"]["peak"] == peak
+    page.get_by_role("slider", name="Step", exact=True).press("End")
     learnt = policy(page, "dpo on-policy")
     assert learnt[max(0, peak - 10) : peak + 11].sum() > 0.5
     for name in page.evaluate(f"{HANDLE}.meta.methods.map(m => m.name)"):

@@ -12,10 +12,25 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bandit_pft import ADAM, Group, Method, bandit, cli, force, peaks, serving, simulate, tabular_shared
+from bandit_pft import (
+    ADAM,
+    Group,
+    Method,
+    bandit,
+    cli,
+    force,
+    paper,
+    paper_bandit,
+    peaks,
+    serving,
+    simulate,
+    tabular_shared,
+)
 from bandit_pft import explorer as ex
-from bandit_pft.errors import ConfigError, DomainError, ShapeError
+from bandit_pft.errors import ConfigError, DomainError, ShapeError, StoreError
+from bandit_pft.objectives import OBJECTIVES
 from bandit_pft.probes import distribution_probe
+from bandit_pft.problems import log_softmax
 
 A = 12
 NAMES = ("best_of_n offline", "reinforce on-policy", "forward_kl")
@@ -35,7 +50,7 @@ def seen(cast):
 # --- the runs --------------------------------------------------------------------------------------------------------
 def test_the_exact_film_is_the_simulation_with_exact_data(seen):
     problem = bandit(peaks(A, 8, 2.0), SCENE.ref_log_prob(A))
-    for i, (objective, on_policy) in enumerate((("best_of_n", 0.0), ("reinforce_group", 1.0), ("forward_kl", 1.0))):
+    for i, (objective, on_policy) in enumerate((("best_of_n", 0), ("reinforce_normalized", 1), ("forward_kl", 1))):
         method = Method(
             objective, on_policy=on_policy, learning_rate=0.2, optimizer=ADAM, num_responses=10, data="exact"
         )
@@ -48,7 +63,7 @@ def test_the_exact_film_is_the_simulation_with_exact_data(seen):
 
 def test_the_sampled_film_is_the_run_of_its_first_seed(seen):
     problem = bandit(jnp.tile(peaks(A, 8, 2.0), (4, 1)), jnp.tile(SCENE.ref_log_prob(A), (4, 1)))
-    method = Method("reinforce_group", learning_rate=0.2, optimizer=ADAM, num_responses=10, policy=tabular_shared)
+    method = Method("reinforce_normalized", learning_rate=0.2, optimizer=ADAM, num_responses=10, policy=tabular_shared)
     record = simulate(problem, method, SCENE.seed, steps=ex.STEPS, probe=distribution_probe).record
     np.testing.assert_allclose(seen["sampled_log_prob"][1], record["log_prob"][np.asarray(ex.FRAMES)], atol=2e-3)
 
@@ -66,7 +81,7 @@ def test_every_distribution_sums_to_one_and_reward_is_its_mean(seen):
 def test_the_forces_of_a_sampled_group_are_the_objectives_own(seen):
     chosen = seen["response"][1, 0].astype(int)
     group = Group.of(reward=seen["reward"][chosen], ref_logp=seen["ref_log_prob"][chosen])
-    own = force("reinforce_group", group.ref_logp, group)[:, 0]
+    own = force("reinforce_normalized", group.ref_logp, group)[:, 0]
     np.testing.assert_allclose(seen["sampled_force"][1, 0], own / ex.PROMPTS, atol=1e-6)
 
 
@@ -120,6 +135,57 @@ def test_a_drawn_reference_is_taken_as_logits():
     drawn = [0.0] * (A - 1) + [float("-inf")]
     film = ex.Cast(["forward_kl"], A).film({"peak": 3, "width": 2.0, "reference": drawn}, False)
     np.testing.assert_allclose(np.exp(film["log_prob"][0, 0]), [1 / (A - 1)] * (A - 1) + [0], atol=1e-6)
+
+
+# --- what the page says ---------------------------------------------------------------------------------------------
+def test_the_far_preset_shows_what_the_paper_shows():
+    """Offline, imitation ends as the best of ten draws; a contrastive loss gets further, on-policy data to the peak."""
+    scene = ex.presets(50)["far"][2]
+    shown = ex.film(scene, actions=50, sampled=False)
+    end = shown["numbers"].sel(quantity="expected_reward", step=ex.STEPS).to_series()
+    order = np.argsort(shown["reward"].values, kind="stable")
+    at_most = np.cumsum(np.exp(shown["ref_log_prob"].values.astype(float))[order])
+    best_of_ten = np.diff(at_most**10, prepend=0) @ shown["reward"].values[order]
+    assert end["best_of_n offline"] == pytest.approx(best_of_ten, abs=0.02)
+    assert end[["ipo offline", "dpo offline"]].min() > best_of_ten + 0.3
+    assert end[["ipo offline", "dpo offline"]].max() < 0.8
+    assert end[["best_of_n on-policy", "ipo on-policy", "reinforce on-policy"]].min() > 0.95
+
+
+def test_the_methods_of_the_headline_learn_in_the_page_as_there():
+    readme = {method.name: method for method in paper.headline().methods}
+    page = {method.name: method for method in ex.standard_methods()}
+    assert set(page) & set(readme) == set(readme) - {"reinforce offline"}
+    of = lambda m: {**vars(m), "objective": m.objective.name, "prompts": None}
+    for name in set(page) & set(readme):
+        assert of(page[name]) == of(readme[name])
+
+
+def test_every_objective_has_a_name_in_the_page():
+    made = {name: ex.method_named(name) for name in ex.method_names()}
+    assert all(method.name == name for name, method in made.items())
+    assert {method.objective.name for method in made.values()} == set(OBJECTIVES) - {"reinforce"}
+    assert made["reinforce on-policy"].objective.name == "reinforce_normalized"
+    for name, method in made.items():
+        assert name.endswith("offline") == (method.on_policy == 0)
+        assert (" " in name) == (method.data == "sampled")
+
+
+def test_far_and_near_are_the_papers_bandits_where_there_are_its_hundred_actions():
+    for name, which in (("far", "R4"), ("near", "R5")):
+        label, _, scene = ex.presets(100)[name]
+        theirs = paper_bandit(which)
+        np.testing.assert_allclose(scene.reward(100), theirs.token_reward[0].ravel(), atol=1e-6)
+        np.testing.assert_allclose(scene.ref_log_prob(100), log_softmax(theirs.ref_logits).ravel(), atol=1e-5)
+        assert which in label
+    assert ex.presets(100)["far"][2].peak == 70
+    assert not [label for label, *_ in ex.presets(50).values() if "R4" in label or "R5" in label]
+
+
+@pytest.mark.parametrize("actions", [12, 50, 100])
+def test_no_two_presets_are_one_scene(actions):
+    scenes = [str(scene.plain()) for *_, scene in ex.presets(actions).values()]
+    assert len(set(scenes)) == len(scenes)
 
 
 # --- packing ---------------------------------------------------------------------------------------------------------
@@ -261,6 +327,18 @@ def test_a_file_of_more_actions_than_bytes_can_name_is_refused(tmp_path):
     with pytest.raises(DomainError, match="actions is 300"):
         ex.export(tmp_path / "page.html", ["forward_kl"], actions=300)
     assert not list(tmp_path.iterdir())
+
+
+def test_what_cannot_be_written_or_hidden_is_refused_before_a_film_is_made(tmp_path):
+    (tmp_path / "file").touch()
+    films = []
+    make = lambda path, **how: ex.export(path, ["forward_kl"], actions=4, progress=lambda *n: films.append(n), **how)
+    with pytest.raises(StoreError, match=re.escape(str(tmp_path / "file" / "page.html"))):
+        make(tmp_path / "file" / "page.html")
+    with pytest.raises(ConfigError, match="hide has no 'typo'"):
+        make(tmp_path / "page.html", hide=["typo"])
+    assert films == []
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 # --- hosts -----------------------------------------------------------------------------------------------------------

@@ -62,11 +62,116 @@ def show(browser, exported):
     assert not faults
 
 
+REFERENCE = f"Array.from({HANDLE}.film().arrays.ref_log_prob)"
+CURVES = "curves => curves.map(curve => curve.getAttribute('d'))"
+
+
 def film_numbers(page, name):
     """One number of every shown method at every frame."""
     found = page.evaluate(f"({{shape: {HANDLE}.film().shapes.numbers, x: Array.from({HANDLE}.film().arrays.numbers)}})")
     names = page.evaluate(f"{HANDLE}.meta.numbers.map(n => n.name)")
     return np.reshape(np.array(found["x"], dtype=float), found["shape"])[..., names.index(name)]
+
+
+def lit(page):
+    return page.locator(".presets button[aria-pressed=true]").all_text_contents()
+
+
+def test_a_fresh_page_asks_before_it_answers(show):
+    page = show()
+    assert state(page)["step"] == 0
+    question = page.locator(".question")
+    assert "Who gets further?" in question.inner_text()
+    assert question.bounding_box()["y"] < min(b.bounding_box()["y"] for b in page.locator(".presets button").all())
+    for name in ("dpo offline", "dpo on-policy"):
+        np.testing.assert_allclose(policy(page, name), np.exp(page.evaluate(REFERENCE)), atol=1e-3)
+
+
+def test_the_curve_tells_nothing_of_the_steps_to_come(show):
+    page = show()
+    points = lambda: [d.count("L") + 1 for d in page.locator(".plot .curve").evaluate_all(CURVES)]
+    assert set(points()) == {1}
+    for _ in range(3):
+        page.get_by_role("button", name="Step forward").click()
+    assert set(points()) == {4}
+
+
+def test_a_preset_waits_at_its_start_and_lights_alone(show):
+    page = show("#step=last")
+    for preset in page.locator(".presets button").all():
+        preset.click()
+        page.wait_for_function(f"{HANDLE}.state().step === 0")
+        assert page.get_by_role("button", name="Play").is_visible()
+        assert lit(page) == [preset.text_content()]
+        assert page.locator(".question").inner_text().endswith("?")
+        page.get_by_role("slider", name="Step", exact=True).press("End")
+
+
+def test_a_prediction_that_is_given_up_leaves_the_answer_covered(show):
+    page = show()
+    page.get_by_role("button", name="Predict first").click()
+    page.get_by_role("button", name="Done").click()
+    assert state(page)["step"] == 0
+
+
+@pytest.mark.parametrize(("key", "what"), [
+    ("o", "view"), ("l", "log"), ("a", "own"), ("e", "sampled"), ("f", "forces"), ("s", "samples"), (".", "frame"),
+])  # fmt: skip
+def test_keys_work_before_anything_was_clicked(show, key, what):
+    page = show()
+    before = state(page)[what]
+    page.keyboard.press(key)
+    assert state(page)[what] != before
+    page.evaluate(f"{HANDLE}.destroy()")
+    page.keyboard.press(key)  # Nobody listens any more, or the page would report an error.
+
+
+def test_space_plays_a_fresh_page_and_does_not_scroll_it(show):
+    page = show(viewport={"width": 800, "height": 400})
+    page.keyboard.press("Space")
+    page.wait_for_function(f"{HANDLE}.state().frame > 1")
+    page.keyboard.press("Space")
+    assert page.get_by_role("button", name="Play").is_visible()
+    assert page.evaluate("scrollY") == 0
+
+
+def test_a_fresh_page_presents_and_lists_its_keys_which_are_then_not_for_what_lies_behind(show):
+    page = show()
+    page.keyboard.press("m")
+    assert page.locator(".bandit-pft.present .question").is_visible()
+    page.keyboard.press("m")
+    page.keyboard.press("?")
+    assert page.locator("dialog kbd").count() > 10
+    page.evaluate("document.activeElement.blur()")
+    page.keyboard.press("l")
+    assert not state(page)["log"]
+
+
+@pytest.mark.parametrize("tag", ["input", "textarea", "select", "button", "div contenteditable"])
+def test_keys_that_belong_to_another_element_are_left_to_it(show, tag):
+    page = show()
+    page.evaluate(f"document.body.insertAdjacentHTML('afterbegin', '<{tag} id=other></{tag.split()[0]}>')")
+    page.locator("#other").focus()
+    page.keyboard.press("l")
+    assert not state(page)["log"]
+    page.evaluate("document.activeElement.blur()")
+    page.keyboard.press("Control+l")
+    page.keyboard.press("Alt+l")
+    assert not state(page)["log"]
+
+
+def test_of_two_explorers_on_a_page_the_one_with_the_focus_answers_and_else_the_first(show, exported, tmp_path):
+    start, both = 'boot(document.getElementById("explorer"));', tmp_path / "two.html"
+    second = 'window.second = boot(document.body.appendChild(document.createElement("div")));'
+    both.write_text(exported.read_text(encoding="utf-8").replace(start, f"window.first = {start}{second}"), "utf-8")
+    page = show(path=both)
+    page.evaluate("Promise.all([first.ready, second.ready]).then(() => 0)")
+    logs = lambda: page.evaluate("[first.state().log, second.state().log]")
+    page.keyboard.press("l")
+    assert logs() == [True, False]
+    page.locator("h1").last.click()
+    page.keyboard.press("l")
+    assert logs() == [True, True]
 
 
 def test_dragging_the_peak_with_the_mouse_takes_the_mass_along(show):
@@ -136,7 +241,7 @@ def test_the_address_brings_the_same_state_back(show):
     peak_handle(page).press("Home")
     page.get_by_role("button", name="Overlaid").click()
     page.get_by_role("button", name="Sampled").click()
-    page.get_by_role("slider", name="Step", exact=True).press("PageDown")
+    page.get_by_role("slider", name="Step", exact=True).press("PageUp")
     page.locator(".chip").last.click()
     before = state(page)
     page.wait_for_function(f"location.hash === {json.dumps(before['hash'])}")
@@ -151,6 +256,8 @@ def test_a_hostile_or_impossible_address_is_answered_in_words_and_makes_no_eleme
     notice = page.locator(".notice")
     assert f"4000 is outside 0 to {last_action(page)}" in notice.inner_text()
     assert "<img" in notice.inner_text()
+    assert "is not a number from 0 up; step 0 is shown" in notice.inner_text()
+    assert state(page)["step"] == 0
     assert page.locator("img").count() == 0
     assert_mass_is_at(page, last_action(page))
 
@@ -235,12 +342,8 @@ def test_what_the_file_does_not_have_is_locked_and_says_why(show):
     assert "not in this page" in absent.first.text_content()
 
 
-def test_reduced_motion_lets_nothing_play_by_itself(show):
+def test_reduced_motion_lets_nothing_move_by_itself(show):
     page = show(reduced_motion="reduce")
-    page.locator(".presets button").first.click()
-    last = page.evaluate(f"{HANDLE}.film().steps.at(-1)")
-    page.wait_for_function(f"{HANDLE}.state().step === {last}")
-    assert page.get_by_role("button", name="Play").is_visible()
     assert page.evaluate("getComputedStyle(document.querySelector('.ring')).animationName") == "none"
 
 
@@ -261,7 +364,7 @@ def test_a_prediction_is_scored_by_the_total_variation(show):
 
 
 def test_a_pinned_run_stays_as_a_ghost(show):
-    page = show("#peak=35")
+    page = show("#peak=35&step=last")
     page.get_by_role("button", name="Pin", exact=True).click()
     before = page.locator(".pictures .ghost").first.get_attribute("d")
     peak_handle(page).press("Home")

@@ -267,6 +267,15 @@ def test_keys_pressed_in_the_explorer_do_not_reach_the_notebook(laboratory):
     assert peak_handle(laboratory).is_visible()
 
 
+def test_keys_pressed_in_the_notebook_do_not_reach_the_explorer(laboratory):
+    before = state(laboratory)
+    laboratory.evaluate("document.activeElement.blur()")
+    for key in [".", "l", "e"]:
+        laboratory.keyboard.press(key)
+    laboratory.wait_for_timeout(500)
+    assert state(laboratory) == before
+
+
 def test_without_anywidget_a_kernel_shows_sliders_and_a_picture(tmp_path):
     code = """\
 from bandit_pft.explorer import Cast, Scene, sliders
