@@ -1,59 +1,35 @@
 """Preference fine-tuning on bandits and sequences: simulate it, see it, trust it."""
 
-from bandit_pft.groups import ExactGroup, Group, prepare
-from bandit_pft.methods import ADAM, SGD, Method
-from bandit_pft.objectives import OBJECTIVES, force, measure, objective, with_kl
-from bandit_pft.policies import context_network, factorised, tabular, tabular_shared, transformer
-from bandit_pft.probes import State, distribution_probe, standard_probe, top_probe
-from bandit_pft.problems import (
-    Problem,
-    bandit,
-    contextual_bandit,
-    length_problem,
-    paper_bandit,
-    paper_reference,
-    paper_sequences,
-    peaks,
-    sequences,
-)
-from bandit_pft.sharding import join_processes, shard_actions
-from bandit_pft.simulate import simulate
-from bandit_pft.sweep import load, save, sweep
+import ast
+import sys
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any
 
-__all__ = [
-    "ADAM",
-    "OBJECTIVES",
-    "SGD",
-    "ExactGroup",
-    "Group",
-    "Method",
-    "Problem",
-    "State",
-    "bandit",
-    "context_network",
-    "contextual_bandit",
-    "distribution_probe",
-    "factorised",
-    "force",
-    "join_processes",
-    "length_problem",
-    "load",
-    "measure",
-    "objective",
-    "paper_bandit",
-    "paper_reference",
-    "paper_sequences",
-    "peaks",
-    "prepare",
-    "save",
-    "sequences",
-    "shard_actions",
-    "simulate",
-    "standard_probe",
-    "sweep",
-    "tabular",
-    "tabular_shared",
-    "top_probe",
-    "transformer",
-    "with_kl",
-]
+_stub = ast.parse(Path(__file__).with_suffix(".pyi").read_text(encoding="utf-8"))
+_imports = [node for node in _stub.body if isinstance(node, ast.ImportFrom)]
+_homes = {alias.name: str(node.module) for node in _imports for alias in node.names}
+__all__ = list(_homes)  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+class _Package(ModuleType):
+    """Loads a public name when it is first asked for: `bandit-pft --help` need not wait for JAX."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in _homes:
+            raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
+        value = getattr(import_module(_homes[name]), name)
+        setattr(self, name, value)
+        return value
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # Python sets every submodule that it imports; `simulate` and `sweep` stay the functions of these names.
+        if not (name in _homes and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+    def __dir__(self) -> list[str]:
+        return [*super().__dir__(), *__all__]
+
+
+sys.modules[__name__].__class__ = _Package

@@ -22,7 +22,6 @@ import shutil
 import socket
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,6 +29,7 @@ import jax
 import numpy as np
 
 from bandit_pft.errors import ConfigError, StoreError
+from bandit_pft.version import version
 
 try:
     import fcntl
@@ -66,15 +66,7 @@ class Worker(NamedTuple):
 @functools.cache
 def versions() -> dict[str, str]:
     """Of what decides a result's bits."""
-    names = ("bandit-pft", "jax", "jaxlib", "numpy", "optax", "xarray")
-
-    def version(name: str) -> str:
-        try:
-            return metadata.version(name)
-        except metadata.PackageNotFoundError:
-            return "not installed"  # A checkout that is used in place.
-
-    return {name: version(name) for name in names}
+    return {name: version(name) for name in ("bandit-pft", "jax", "jaxlib", "numpy", "optax", "xarray")}
 
 
 def machine() -> dict[str, Any]:
