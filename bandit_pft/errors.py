@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import math
 import operator
@@ -16,6 +15,8 @@ from typing import Any
 import jax
 import jax.core
 import numpy as np
+
+from bandit_pft.words import nearest
 
 
 class ConfigError(ValueError):
@@ -71,13 +72,6 @@ def shown(value: Any) -> str:
     """A value as an error shows it: in one line, and not the whole of an array."""
     text = " ".join(repr(value).split())
     return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """The sentence that helps with a mistyped name."""
-    known = sorted(known)
-    close = difflib.get_close_matches(str(name), known, n=3, cutoff=0.5)
-    return f"did you mean {' or '.join(close)}?" if close else f"choose from {', '.join(known)}"
 
 
 def check_names(argument: str, given: Iterable[str], known: Iterable[str]) -> None:

@@ -224,10 +224,12 @@ def table(ds: xr.Dataset, y: str = "expected_reward", *, step: int = -1, spread:
 METRICS = ("expected_reward", "kl", "kl_reverse", "entropy", "mass_near_peak")
 
 
-def summary(ds: xr.Dataset, *, step: int = -1) -> str:
+def summary(ds: xr.Dataset, *, step: int = -1, width: int | None = None) -> str:
     """All metrics as text, a block for each problem and a row for each method: mean, 10 % and 90 % over seeds.
 
-    Where the columns hold, five of them with gradient steps and reward queries fit into 120 characters.
+    Args:
+        width: of a line; columns for which it is too short stand below the others, after the methods once more. Five
+            metrics with gradient steps and reward queries need 119 characters. No number is ever cut.
 
     Raises:
         ConfigError: none of the metrics, or dims missing.
@@ -252,15 +254,12 @@ def summary(ds: xr.Dataset, *, step: int = -1) -> str:
     head = ["method", *(units[name] for name in shown), "steps", "queries"]
     below = ["", *("mean 10 % 90 %" for _ in shown), "", ""]
     widths = [max(len(row[i]) for row in (head, below, *itertools.chain(*bodies))) for i in range(len(head))]
-
-    def line(row: list[str]) -> str:
-        first, *rest = zip(row, widths, strict=True)
-        return "  ".join([first[0].ljust(first[1]), *(cell.rjust(width) for cell, width in rest)]).rstrip()
-
-    blocks = [
-        [name, line(head), line(below), line(["-" * width for width in widths]), *map(line, body)]
-        for name, body in zip(problems, bodies, strict=True)
+    rule = ["-" * size for size in widths]
+    # Below steps and queries nothing stands in the second line.
+    lines = lambda body: [
+        _line(row, widths, part) for part in _parts(widths, width) for row in (head, below, rule, *body)
     ]
+    blocks = [[name, *filter(None, lines(body))] for name, body in zip(problems, bodies, strict=True)]
     lost = [
         f"{style.label(method)} on {problem}: {bad} of {ds.sizes['seed']} seeds not finite, and not in the numbers"
         for p, problem in enumerate(problems)
@@ -269,6 +268,21 @@ def summary(ds: xr.Dataset, *, step: int = -1) -> str:
     ]
     caption = f"after {taken:,} gradient steps: mean, 10 % and 90 % over {_seeds(ds.sizes['seed'])}"
     return "\n\n".join([caption, *("\n".join(block) for block in blocks), *(["\n".join(lost)] if lost else [])])
+
+
+def _parts(widths: Sequence[int], most: int | None) -> list[list[int]]:
+    """The columns after the first, in parts that fit with it into a line."""
+    parts: list[list[int]] = [[]]
+    for column in range(1, len(widths)):
+        size = widths[0] + sum(2 + widths[i] for i in (*parts[-1], column))
+        if parts[-1] and most is not None and size > most:
+            parts.append([])
+        parts[-1].append(column)
+    return parts
+
+
+def _line(row: Sequence[str], widths: Sequence[int], part: Sequence[int]) -> str:
+    return "  ".join([row[0].ljust(widths[0]), *(row[i].rjust(widths[i]) for i in part)]).rstrip()
 
 
 def _spread_cell(seeds: np.ndarray) -> str:

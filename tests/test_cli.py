@@ -1,20 +1,29 @@
 """The command line does what it says, and explains wrong input in one line."""
 
+import importlib.metadata
+import io
 import os
 import re
+import runpy
 import subprocess
 import sys
+import tomllib
 import warnings
+from pathlib import Path
+from typing import get_args
 
 import jax
 import numpy as np
 import pytest
 
-from bandit_pft import cli, load, measure, paper
+import bandit_pft
+from bandit_pft import claims, cli, commands, listing, load, measure, paper, store, version
 from bandit_pft.errors import ConfigError
 from bandit_pft.objectives import OBJECTIVES
 from bandit_pft.objectives.core import as_objective
+from bandit_pft.simulate import OnNonfinite
 
+ROOT = Path(__file__).parents[1]
 TINY = ["--problems", "R5", "--contexts", "3", "--steps", "4", "--seeds", "2"]
 
 
@@ -46,7 +55,7 @@ def asked(monkeypatch):
             seen.update(problems=problems, methods=methods)
             raise ConfigError("seen")
 
-        monkeypatch.setattr(cli, "sweep", stop)
+        monkeypatch.setattr(commands, "sweep", stop)
         assert cli.main(list(command)) == 2
         return seen["problems"], seen["methods"]
 
@@ -69,7 +78,7 @@ def test_every_setting_of_a_method_can_be_given(asked):
     wanted |= {"reference": "initial", "learning_rate": 0.7, "on_policy": 0.25, "reuse": 4.0, "num_responses": 5}
     assert {name: getattr(method, name) for name in wanted} == wanted
     assert method.policy.name == "tabular"
-    assert method.optimizer is cli.SGD
+    assert method.optimizer is bandit_pft.SGD
 
 
 @pytest.mark.parametrize("policy", cli.POLICIES)
@@ -181,9 +190,25 @@ def test_a_preset_can_be_swept(tmp_path, monkeypatch):
         (["run", "dpo", "--problems", "R6", "--policy", "tabular"], "factorised"),
         (["run", "dpo", "--prompts", "101"], "prompts is 101"),
         (["run", "dpo", "--label-noise", "-1"], "label_noise is -1.0"),
+        (["sweep", "dpo", "--grid", "beta=0.1,0.2,0.10000001"], "--grid beta has 0.1 and 0.10000001"),
+        (["sweep", "dpo", "--grid", "beta=0.1", "beta=0.2"], "--grid has beta more than once"),
+        (["run", "dpo", "--hyper", "beta=0.1", "beta=0.1"], "--hyper has beta more than once"),
+        (["serve", "--port", "99999999"], "--port is 99999999; it must be from 1 to 65535"),
+        (["serve", "--port", "-1"], "--port is -1; it must be"),
+        (["export", "x.html", "--hide", "hieght"], "--hide has no 'hieght': did you mean height"),
+        (["export", "."], "is a folder; name a file"),
+        (["export", f"{__file__}/x.html"], "test_cli.py is a file; name a folder"),
+        (["run", "dpo", "--out", __file__], "test_cli.py is a file; name a folder"),
+        (["run", "dpo", "--out", f"{__file__}/new/folder"], "test_cli.py is a file; name a folder"),
+        (["sweep", "dpo", "--out", __file__], "test_cli.py is a file; name a folder"),
+        (["sweep", "--preset", "headline", "--out", __file__], "test_cli.py is a file; name a folder"),
+        (["demo", "--results", __file__], "test_cli.py is a file; name a folder"),
         (["sweep"], "either --preset NAME or one objective"),
-        (["list", "problems", "R4"], "takes no names"),
-        (["list", "objectives", "dop"], "did you mean"),
+        (["list", "problems", "dpo"], "choose from R4"),
+        (["list", "objectives", "dop"], "did you mean dpo"),
+        (["list", "xqz"], "nothing to list is named 'xqz': choose from claims, objectives, presets, problems\n"),
+        (["list", "objektives"], "did you mean objectives"),
+        (["list", "dpoo", "--brief"], "did you mean dpo"),
         (["sweep", "--preset", "headlin"], "did you mean headline"),
         (["cite", "dop"], "did you mean"),
         (["readme", "--file", "no-such-file.md"], "no-such-file.md"),
@@ -197,6 +222,85 @@ def test_wrong_input_is_explained_in_one_line_with_exit_code_2(command, words, c
     assert printed.err.count("\n") == 1
     assert words in printed.err
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("def f(logp, group):\n    return 1 +\n", "SyntaxError: invalid syntax (mine.py, line 2)"),
+        ("x = 1\nx / 0\n", "ZeroDivisionError: division by zero ({folder}/mine.py, line 2)"),
+        ("\n\nimport no_such_module\n", "No module named 'no_such_module' ({folder}/mine.py, line 3)"),
+        ("raise SystemExit('over')\n", "SystemExit: over ({folder}/mine.py, line 1)"),
+        ("g = 3\n", "module 'mine' has no attribute 'f'"),
+    ],
+)
+def test_an_objective_whose_module_fails_is_refused_with_the_line(text, words, tmp_path):
+    (tmp_path / "mine.py").write_text(text, encoding="utf-8")
+    # As the installed command: Python's own path has the script's folder, not the one where it is called.
+    code = "import sys; sys.path.remove(''); from bandit_pft.cli import main; sys.exit(main(['list', 'mine:f']))"
+    settings = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=settings)
+    assert done.returncode == 2
+    assert done.stderr.startswith("bandit-pft: objective 'mine:f' cannot be loaded: ")
+    assert done.stderr.count("\n") == 1
+    assert words.format(folder=tmp_path) in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("exprot", "COMMAND is 'exprot': did you mean export"),
+        ("xyz", "COMMAND is 'xyz': choose from cite, demo, export"),
+        ("run dpo --policy tabluar", "--policy is 'tabluar': did you mean tabular"),
+        ("sweep dpo --optimizer adma", "--optimizer is 'adma': did you mean adam?"),
+        ("run dpo --on-nonfinite freze", "--on-nonfinite is 'freze': did you mean freeze?"),
+        ("demo --sedes 3", "`bandit-pft demo` takes no '--sedes': did you mean --seeds"),
+        ("run dpo --sedes=3 --steps 2", "`bandit-pft run` takes no '--sedes': did you mean --seeds"),
+        ("--hlep", "`bandit-pft` takes no '--hlep': did you mean --help"),
+        ("demo dpo", "`bandit-pft demo` takes no 'dpo'; see `bandit-pft demo --help`"),
+        ("run dpo --seeds many", "--seeds: invalid int value: 'many'; see `bandit-pft run --help`"),
+        ("", "say what to do, such as `bandit-pft demo`"),
+    ],
+)
+def test_a_mistyped_word_is_named_with_the_nearest_one_in_one_line(command, words, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(command.split())
+    printed = capsys.readouterr()
+    assert (stop.value.code, printed.out) == (2, "")
+    assert printed.err.startswith("bandit-pft: ")
+    assert printed.err.count("\n") == 1
+    assert words in printed.err
+
+
+def test_the_version_is_that_of_the_project_file_also_where_a_checkout_is_used_in_place(capsys, tmp_path):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["--version"])
+    wanted = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+    assert (stop.value.code, capsys.readouterr().out) == (0, f"bandit-pft {wanted}\n")
+    assert bandit_pft.__version__ == store.versions()["bandit-pft"] == wanted
+    (tmp_path / "bandit_pft").mkdir()
+    source = tmp_path / "bandit_pft" / "version.py"
+    source.write_text(Path(version.__file__).read_text(encoding="utf-8"), encoding="utf-8")
+    found = lambda name="bandit-pft": runpy.run_path(str(source))["version"](name)
+    for project, says in (
+        ('[project]\nname = "bandit-pft"\nversion = "9.8"', "9.8"),
+        ('[project]\nname = "another"\nversion = "9.8"', found()),
+        ('[project]\nname = "bandit-', found()),
+        ("", found()),
+    ):
+        (tmp_path / "pyproject.toml").write_text(project, encoding="utf-8")
+        assert found() == says
+    assert found("jax") == importlib.metadata.version("jax")
+    assert found("no-such-distribution") == "not installed"
+
+
+def test_the_words_that_help_shows_are_those_of_the_modules_that_compute(capsys):
+    assert set(cli.PROBLEMS) == {*paper.TITLES, *paper.SEQUENCES, *paper.LENGTHS}
+    assert get_args(OnNonfinite) == cli.ON_NONFINITE
+    assert (cli.CONTEXTS, cli.LEARNING_RATE) == (paper.CONTEXTS, paper.LEARNING_RATE)
+    with pytest.raises(SystemExit):
+        cli.main(["list", "--help"])
+    assert ", ".join(listing.KINDS) in capsys.readouterr().out
 
 
 def test_help_names_every_command(capsys):
@@ -231,6 +335,20 @@ def test_the_full_list_shows_formula_measured_force_and_ranges_of_every_objectiv
     assert "force    pulls; total 1;" in blocks["best_of_n"]
 
 
+def test_whatever_has_a_name_is_listed_by_it_alone(capsys):
+    assert cli.main(["list", "R4", "C3", "dpo", "headline", "--brief"]) == 0
+    claim = next(made for made in claims.CLAIMS.values() if made.key == "C3")
+    problem, proof, family, preset = capsys.readouterr().out.strip().split("\n\n")
+    assert problem.split(None, 1) == ["R4", "bandit of 100 actions: far peak (R4)"]
+    assert proof.split(None, 1) == ["C3", claim.says]
+    assert family.splitlines()[1].split(None, 1) == ["dpo", OBJECTIVES["dpo"].summary]
+    assert preset.split(None, 1) == ["headline", paper.headline().claim]
+    assert cli.main(["list", "bandit_pft.objectives.unpaired:kto"]) == 0
+    assert capsys.readouterr().out.startswith(f"kto: {OBJECTIVES['kto'].summary}\n")
+    assert cli.main(["list", "claims", "C3"]) == 0
+    assert capsys.readouterr().out.split(None, 1) == ["C3", claim.says + "\n"]
+
+
 @pytest.mark.parametrize("kind", ["problems", "presets"])
 def test_what_is_listed_exists(kind, capsys):
     assert cli.main(["list", kind]) == 0
@@ -249,7 +367,7 @@ def test_the_paper_and_an_objective_can_be_cited(capsys):
 
 
 def test_every_objective_names_a_paper_of_the_bibliography():
-    assert {made.paper for made in OBJECTIVES.values()} <= set(cli.bibliography())
+    assert {made.paper for made in OBJECTIVES.values()} <= set(listing.bibliography())
 
 
 def test_the_table_in_the_readme_is_up_to_date():
@@ -284,7 +402,7 @@ def ends_with(monkeypatch, capsys):
     """The exit code of a run, and what it prints as errors, where the computation ends like this."""
 
     def run(end):
-        monkeypatch.setattr(cli, "sweep", end)
+        monkeypatch.setattr(commands, "sweep", end)
         with warnings.catch_warnings():
             warnings.simplefilter("always")
             return cli.main(["run", "dpo"]), capsys.readouterr().err
@@ -325,7 +443,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path, capsys):
 
 def test_a_paper_that_the_bibliography_lacks_is_named(monkeypatch, capsys):
     only = {"tajwar2024preference": "@inproceedings{tajwar2024preference,\n}"}
-    monkeypatch.setattr(cli, "bibliography", lambda: only)
+    monkeypatch.setattr(listing, "bibliography", lambda: only)
     assert cli.main(["cite", "dpo"]) == 2
     assert "papers.bib has no 'rafailov2023direct'" in capsys.readouterr().err
 
@@ -335,15 +453,15 @@ def test_compiled_programs_are_kept_in_the_users_cache_unless_another_is_named(m
     before = {name: getattr(jax.config, name) for name in names}
     try:
         jax.config.update("jax_compilation_cache_dir", "named by the user")
-        cli.keep_programs()
+        commands.keep_programs()
         assert jax.config.jax_compilation_cache_dir == "named by the user"
         monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-        cli.keep_programs()
+        commands.keep_programs()
         assert jax.config.jax_compilation_cache_dir == str(tmp_path / "bandit_pft" / "programs")
         monkeypatch.delenv("XDG_CACHE_HOME")
         monkeypatch.setenv("HOME", str(tmp_path / "home"))
-        cli.keep_programs()
+        commands.keep_programs()
         assert jax.config.jax_compilation_cache_dir == str(tmp_path / "home" / ".cache" / "bandit_pft" / "programs")
     finally:
         for name, value in before.items():
@@ -358,7 +476,91 @@ def test_an_objective_without_a_paper_or_a_gradient_is_described_as_it_is():
         """
         return 0 * logp.sum()
 
-    lines = cli.describe(as_objective(nothing)).splitlines()
+    lines = listing.describe(as_objective(nothing)).splitlines()
     assert lines[:2] == ["nothing: Do nothing.", "  L = 0"]
     assert "force    none;" in lines[3]
     assert "reads    nothing but logp; does not change when all rewards shift" in lines[4]
+
+
+# --- what it is printed on -------------------------------------------------------------------------------------------
+SHOWN = "KL(π‖ref) nats, β ≤ 0.1 ± 10⁶, Fröhlich, 猫"
+
+
+@pytest.mark.parametrize(
+    ("encoding", "shown"),
+    [
+        ("utf-8", SHOWN),
+        ("ascii", "KL(pi||ref) nats, beta <= 0.1 +- 10^6, Frohlich, \\u732b"),
+        ("cp1252", "KL(pi||ref) nats, beta <= 0.1 ± 10^6, Fröhlich, \\u732b"),
+        ("latin-1", "KL(pi||ref) nats, beta <= 0.1 ± 10^6, Fröhlich, \\u732b"),
+        ("shift_jis", "KL(π‖ref) nats, β <= 0.1 ± 10^6, Frohlich, 猫"),
+    ],
+)
+def test_a_symbol_that_an_encoding_lacks_is_printed_as_a_word(encoding, shown, monkeypatch):
+    out, err = (io.TextIOWrapper(io.BytesIO(), encoding=encoding) for _ in "oe")
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(sys, "stderr", err)
+
+    def say(_):
+        print(SHOWN)
+        warnings.warn(SHOWN, stacklevel=1)
+        return 0
+
+    monkeypatch.setattr(commands, "COMMANDS", {"demo": say})
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        assert cli.main(["demo"]) == 0
+    err.flush()
+    assert out.buffer.getvalue().decode(encoding) == shown + "\n"
+    assert err.buffer.getvalue().decode(encoding) == f"warning: {shown}\n"
+
+
+def test_output_without_an_encoding_of_its_own_is_left_as_it_is(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", io.StringIO())
+    assert cli.main(["list", "problems"]) == 0
+    assert "R4" in sys.stdout.getvalue()
+
+
+# What C asks for is ASCII, where Python is told not to know better.
+PLAIN_C = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+
+
+@pytest.mark.parametrize("setting", [{"PYTHONIOENCODING": "cp1252"}, {"PYTHONIOENCODING": "ascii"}, PLAIN_C])
+def test_no_encoding_of_the_terminal_stops_a_run_and_files_are_utf_8_in_any(setting, tmp_path):
+    command = [sys.executable, "-m", "bandit_pft", "run", "sft", *TINY, "--problems", "min", "--out", str(tmp_path)]
+    clean = {name: value for name, value in os.environ.items() if name not in ("LANG", "PYTHONIOENCODING", "COLUMNS")}
+    done = subprocess.run(command, capture_output=True, env={**clean, **setting})
+    assert done.returncode == 0, done.stderr
+    assert b"KL(pi||ref) nats" in done.stdout
+    assert "KL(π‖ref) nats" in (tmp_path / "sft.txt").read_text(encoding="utf-8")
+
+
+def test_lines_end_before_a_narrow_terminal_does_and_stay_whole_in_a_file(capsys, monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    listed = {}
+    for width in (None, 60):
+        if width:
+            monkeypatch.setenv("COLUMNS", str(width))
+        for kind in ("claims", "presets", "objectives --brief", "dpo kto"):
+            assert cli.main(["list", *kind.split()]) == 0
+            text = capsys.readouterr().out
+            assert " ".join(text.split()) == listed.setdefault(kind, " ".join(text.split()))
+            longest = max(map(len, text.splitlines()))
+            assert longest <= width if width else longest > 80
+        first, second = text.splitlines()[:2]
+    assert cli.main(["list", "C3"]) == 0
+    first, second, *_ = capsys.readouterr().out.splitlines()
+    assert first.startswith("C3  ") and second.startswith("    ") and second[4] != " "
+
+
+@pytest.mark.parametrize("width", [40, 80, 100])
+def test_a_table_fits_the_terminal_and_its_file_has_whole_lines(width, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(width))
+    assert cli.main(["run", "dpo", *TINY, "--out", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out.strip().split("\n\n")
+    kept = (tmp_path / "dpo.txt").read_text(encoding="utf-8").split("\n\n")
+    for block in printed[1:-1]:
+        assert max(map(len, block.splitlines())) <= width
+    rows = lambda text: [line.removeprefix("DPO") for line in text.splitlines() if line.startswith("DPO")]
+    assert " ".join(rows(printed[1])).split() == " ".join(rows(kept[1])).split()
+    assert len(rows(printed[1])) > len(rows(kept[1])) == 1

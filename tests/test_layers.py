@@ -9,10 +9,13 @@ from pathlib import Path
 
 import pytest
 
+import bandit_pft
+
 ROOT = Path(__file__).parents[1] / "bandit_pft"
 
 # A module may import only modules of lower lines, or of its own folder.
 LAYERS = (
+    ("version", "words"),
     ("errors",),
     ("style", "kernels", "store"),
     ("problems",),
@@ -26,11 +29,13 @@ LAYERS = (
     ("explorer", "exercises", "serving"),
     ("claims",),
     ("experiments",),
+    ("listing",),
+    ("commands",),
     ("__init__", "cli"),
     ("__main__",),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
-FILES = sorted(ROOT.rglob("*.py"))
+FILES = sorted(path for ending in ("*.py", "*.pyi") for path in ROOT.rglob(ending))
 PROJECT = tomllib.loads((ROOT.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 # Used by name alone: xarray's engine for NetCDF files, and the library with which that engine reads them.
 BY_NAME = {"h5netcdf", "h5py"}
@@ -91,12 +96,40 @@ def test_the_rule_sees_an_import_that_points_up(tmp_path):
     assert own_imports(wrong) == {("objectives", "core"), ("sweep",)}
 
 
-def test_importing_the_package_loads_no_optional_or_plotting_library():
-    code = "import sys, bandit_pft; print([m for m in sys.argv[1:] if m in sys.modules])"
-    done = subprocess.run(
-        [sys.executable, "-c", code, *OPTIONAL, "matplotlib", "tqdm"], capture_output=True, text=True, cwd=ROOT.parent
+def loaded_by(code: str, *libraries: str) -> str:
+    """Which of these libraries a new process has loaded when it has run the code, whatever else it prints."""
+    code += "\nimport sys; print([name for name in sys.argv[1:] if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code, *libraries], capture_output=True, text=True, cwd=ROOT.parent)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()[-1]
+
+
+def test_the_public_names_need_no_optional_or_plotting_library():
+    assert loaded_by("from bandit_pft import *", *OPTIONAL, "matplotlib", "tqdm", "jax") == "['jax']"
+
+
+@pytest.mark.parametrize("option", ["--help", "--version", "run --help", "exprot"])
+def test_help_waits_for_no_library(option):
+    code = f"from bandit_pft.cli import main\ntry: main({option.split()})\nexcept SystemExit: pass"
+    assert loaded_by(code, *names_of(PROJECT["dependencies"]), *OPTIONAL) == "[]"
+
+
+def test_a_public_name_is_what_the_stub_imports_whatever_was_imported_before_it():
+    # Two modules have the names of their functions, and Python sets an imported module as an attribute of its package.
+    code = (
+        "import importlib, bandit_pft\nfor name in ('simulate', 'sweep'): importlib.import_module(f'bandit_pft.{name}')"
     )
-    assert done.stdout.strip() == "[]", done.stdout + done.stderr
+    code += "\nfrom bandit_pft.simulate import keep_programs\nfrom bandit_pft import simulate, sweep"
+    code += "\nassert callable(simulate) and callable(sweep) and bandit_pft.sweep is sweep"
+    assert loaded_by(code, "jax") == "['jax']"
+    for name in bandit_pft.__all__:
+        assert name in dir(bandit_pft)
+        assert getattr(bandit_pft, name) is not None
+    stub = (ROOT / "__init__.pyi").read_text(encoding="utf-8")
+    listed = next(node for node in ast.parse(stub).body if isinstance(node, ast.Assign))
+    assert sorted(ast.literal_eval(listed.value)) == sorted(bandit_pft.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        bandit_pft.nothing  # noqa: B018
 
 
 def names_of(requirements: list[str]) -> set[str]:

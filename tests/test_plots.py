@@ -217,6 +217,22 @@ def test_the_summary_has_a_block_per_problem_and_says_who_is_not_in_it():
     assert lost == "DPO offline on R5: 1 of 5 seeds not finite, and not in the numbers"
 
 
+@pytest.mark.parametrize("width", [20, 50, 80, 119])
+def test_columns_that_find_no_room_stand_below_and_no_number_is_cut(width):
+    ds = results()
+    wide, narrow = (plots.summary(ds, width=most).split("\n\n")[1].splitlines() for most in (None, width))
+    rows = lambda lines, label: " ".join(line.removeprefix(label) for line in lines if line.startswith(label)).split()
+    for label in ("DPO on-policy", "DPO offline"):
+        assert rows(narrow, label) == rows(wide, label)
+    columns = [line for line in narrow if line.startswith("method ")]
+    words = " ".join(line.removeprefix("method") for line in columns).split()
+    assert words == wide[1].removeprefix("method").split()
+    # A part has at least the methods and one column, however narrow.
+    one = max(map(len, plots.summary(ds, width=1).splitlines()[2:]))
+    assert max(map(len, narrow)) <= max(width, one)
+    assert len(columns) == {20: 4, 119: 1}.get(width, len(columns))
+
+
 def test_a_logarithmic_axis_starts_with_the_first_reward_that_was_asked_for():
     ds = results()
     ds["reward_queries"] = (ds["step"] ** 2.0 + 0 * ds["kl"].isel(seed=0)).transpose("problem", "algorithm", "step")

@@ -261,7 +261,7 @@ def test_learning_rate_schedules_and_optimisers_of_optax_take_part():
 
 @pytest.mark.parametrize("name", ["best_of_n", "grpo", "dpo", "ipo", "kto"])
 def test_an_objective_with_nothing_else_said_reaches_the_near_peak(name):
-    """The default optimiser and rate are those of the headline; plain gradient descent would hardly move dpo and kto."""
+    """Optimiser and rate are then those of the headline; plain gradient descent would hardly move dpo and kto."""
     record = simulate(R5, Method(name), 0, steps=200, every=200).record
     assert record["expected_reward"][0] < 0.4 and record["expected_reward"][-1] > 0.9
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple, cast, get_args
@@ -203,8 +204,15 @@ def get_objective(which: str | Objective | Callable[..., Loss]) -> Objective:
     module, _, attribute = which.partition(":")
     try:
         return as_objective(getattr(importlib.import_module(module), attribute))
-    except (ImportError, AttributeError, TypeError, ValueError) as error:
-        raise ConfigError(f"objective {which!r} cannot be loaded: {error}") from error
+    except (Exception, SystemExit) as error:  # The module is the reader's own, and runs when it is imported.
+        raise ConfigError(f"objective {which!r} cannot be loaded: {_cause(error)}") from error
+
+
+def _cause(error: BaseException) -> str:
+    """What went wrong in one line, and in which line of the module that was imported."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith("<")]
+    place = next((f" ({frame.filename}, line {frame.lineno})" for frame in frames if frame.name == "<module>"), "")
+    return " ".join(f"{type(error).__name__}: {error}{place}".split())
 
 
 def batch_loss(objective: Objective, logp: Float[Array, "B N T"], groups: Group, **hyper: Any) -> Loss:
