@@ -45,7 +45,7 @@ from bandit_pft.objectives import OBJECTIVES, measure
 from bandit_pft.probes import State, standard_probe
 from bandit_pft.problems import Problem, bandit, log_softmax, paper_reference, peaks
 from bandit_pft.simulate import Plan, check_run, plan, run, seed_keys
-from bandit_pft.store import replacing
+from bandit_pft.store import check_writable, write_file
 
 STATIC = Path(__file__).with_name("static")
 STEPS = 100
@@ -537,9 +537,8 @@ def export(
     if actions > 255:
         raise DomainError(f"actions is {actions}; a file holds a film for every action, so at most 255: use explore()")
     told = meta(cast, presets(actions)["far"][2], mode="file", hide=hide, title=title)
-    with replacing(Path(path)) as temporary:
-        temporary.touch()  # What cannot be written is refused before the films are made.
-        temporary.write_bytes(_page(cast, told, progress))
+    check_writable(Path(path))
+    write_file(Path(path), _page(cast, told, progress))
     return Path(path)
 
 

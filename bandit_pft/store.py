@@ -12,6 +12,7 @@ damage, and no pickle is read or written.
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import hashlib
 import io
@@ -366,9 +367,7 @@ def write_file(path: Path, content: bytes | memoryview) -> None:
     Raises:
         StoreError: the disk is full, or the file cannot be written. What was there before stays.
     """
-    temporary = path.with_name(f"{path.name}.tmp.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with _writing(path) as temporary:
         with open(temporary, "wb") as file:
             file.write(content)
             file.flush()
@@ -380,6 +379,27 @@ def write_file(path: Path, content: bytes | memoryview) -> None:
                 os.fsync(place)
             finally:
                 os.close(place)
+
+
+def check_writable(path: Path) -> None:
+    """Refuse a file that cannot be written, before its content is made.
+
+    Raises:
+        StoreError: as `write_file`.
+    """
+    with _writing(path) as temporary:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        temporary.touch()
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[Path]:
+    """A name next to the file's; nothing stays under it."""
+    temporary = path.with_name(f"{path.name}.tmp.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
     except OSError as error:
         raise StoreError(f"{path} cannot be written ({error}): what was finished before is whole; make room and run "
                          "the same again") from error  # fmt: skip
