@@ -64,7 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as folder, browser() as started:
         page = started.new_page(viewport={"width": 1280, "height": 800})
         path = explorer.export(Path(folder) / "explorer.html", methods, actions=20 if quick else 50)
-        page.goto(path.as_uri())
+        page.goto(path.as_uri() + "#step=last")
         page.evaluate(f"{HANDLE}.ready.then(() => 0)")
         page.wait_for_timeout(1000)
         tell("exported file, drag to picture", drag(page))
