@@ -65,8 +65,11 @@ def follow(program: ClosedJaxpr, given: list[bool], found: set[str]) -> list[boo
             if any(follow(options["cond_jaxpr"], inputs[:asked] + outputs, found)):
                 found.add(name)
         elif name == "scan":
-            fixed, moved = options["num_consts"], options["num_consts"] + options["num_carry"]
-            outputs = settled(options["jaxpr"], inputs[:fixed], inputs[fixed:moved], inputs[moved:], found)
+            # What goes round has the same shape inside and outside; rows lose their first axis.
+            body = options["jaxpr"]
+            moved = sum(map(alike, equation.outvars, body.jaxpr.outvars))
+            fixed = sum(map(alike, equation.invars, body.jaxpr.invars)) - moved
+            outputs = settled(body, inputs[:fixed], inputs[fixed:][:moved], inputs[fixed:][moved:], found)
         elif name == "cond":
             index, *rest = inputs
             branches = [follow(branch, rest, found) for branch in options["branches"]]
@@ -79,6 +82,10 @@ def follow(program: ClosedJaxpr, given: list[bool], found: set[str]) -> list[boo
             outputs = [any(inputs)] * len(equation.outvars)
         numbers.update(zip(equation.outvars, outputs, strict=True))
     return reads(program.jaxpr.outvars)
+
+
+def alike(outer, inner) -> bool:
+    return outer.aval.shape == inner.aval.shape
 
 
 def settled(body: ClosedJaxpr, fixed: list[bool], carry: list[bool], rows: list[bool], found: set[str]) -> list[bool]:
