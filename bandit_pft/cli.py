@@ -20,7 +20,6 @@ PROBLEMS = ("R4", "R5", "R8", "R9", "R6", "R7", "min", "mode", "skew")
 POLICIES = ("tabular", "tabular_shared", "context_network", "factorised", "transformer")
 ON_NONFINITE = ("freeze", "raise", "keep")
 CONTEXTS = 100
-LEARNING_RATE = 0.2
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -155,7 +154,7 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
     )
     add("--contexts", type=int, default=CONTEXTS, metavar="S", help="contexts of a bandit (default: 100)")
     add("--hyper", nargs="+", default=[], metavar="NAME=X", help="beta=0.1 for all that have it, ipo.beta=0.05 for one")
-    add("--learning-rate", type=float, default=LEARNING_RATE, metavar="X", help="(default: 0.2)")
+    add("--learning-rate", type=float, metavar="X", help="(default: 0.2)")
     add("--optimizer", choices=("adam", "sgd"), default="adam")
     add("--policy", choices=POLICIES, help="(default: tabular_shared; factorised where responses cannot be listed)")
     add("--data", choices=("sampled", "exact"), help="exact: infinite data (default: sampled, where that is possible)")

@@ -15,7 +15,6 @@ import jax
 import xarray as xr
 
 from bandit_pft.errors import ConfigError, nearest
-from bandit_pft.methods import LEARNING_RATE as LEARNING_RATE
 from bandit_pft.methods import Method
 from bandit_pft.policies import tabular_shared
 from bandit_pft.probes import distribution_probe

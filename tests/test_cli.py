@@ -297,7 +297,7 @@ def test_the_version_is_that_of_the_project_file_also_where_a_checkout_is_used_i
 def test_the_words_that_help_shows_are_those_of_the_modules_that_compute(capsys):
     assert set(cli.PROBLEMS) == {*paper.TITLES, *paper.SEQUENCES, *paper.LENGTHS}
     assert get_args(OnNonfinite) == cli.ON_NONFINITE
-    assert (cli.CONTEXTS, cli.LEARNING_RATE) == (paper.CONTEXTS, paper.LEARNING_RATE)
+    assert cli.CONTEXTS == paper.CONTEXTS
     with pytest.raises(SystemExit):
         cli.main(["list", "--help"])
     assert ", ".join(listing.KINDS) in capsys.readouterr().out

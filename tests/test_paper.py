@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from bandit_pft import measure, paper, style, sweep
+from bandit_pft.methods import LEARNING_RATE
 
 NEAR, FAR = paper.TITLES["R5"], paper.TITLES["R4"]
 
@@ -21,7 +22,7 @@ def runs():
 
 @pytest.fixture(scope="module")
 def last(runs):
-    return runs.sel(learning_rate=paper.LEARNING_RATE).isel(step=-1)
+    return runs.sel(learning_rate=LEARNING_RATE).isel(step=-1)
 
 
 def reward(ds, problem: str, method: str) -> float:
@@ -108,7 +109,7 @@ def test_the_table_that_the_repository_shows_is_what_the_comparison_gives(last):
 def test_every_method_of_a_comparison_learns_at_the_same_rate_from_the_same_number_of_rewards():
     for make in paper.PRESETS.values():
         methods = make().methods
-        assert {float(method.learning_rate) for method in methods} == {paper.LEARNING_RATE}
+        assert {float(method.learning_rate) for method in methods} == {LEARNING_RATE}
         for regime in ("offline", "on-policy"):
             data = {(m.prompts, m.num_responses, float(m.reuse)) for m in methods if m.name.endswith(regime)}
             assert len(data) <= 1
