@@ -109,7 +109,8 @@ def test_torch_trains_the_papers_network_to_the_rewards_of_the_package():
         Network("W5", "ipo", 20, 3, 60, 0.003, offline=True, min_gap=0.2),
         Network("W5", "best_of_n", 5, 3, 60, 0.003),
     ):
-        runs = {name: [builder(how[name], task)(task)(seed) for seed in (1, 2)] for name in ("bandit_pft", "torch")}
+        built = {name: builder(how[name], task)(task) for name in ("bandit_pft", "torch")}
+        runs = {name: [run(seed) for seed in (1, 2)] for name, run in built.items()}
         assert disagreement(task, runs) == ""
         assert np.mean(runs["torch"]) > 2 * REFERENCE
     with pytest.raises(NotImplementedError, match="no networks"):
