@@ -22,7 +22,8 @@ def on_cpu() -> bool:
     The platform is that of `jax.default_device`, also by the name of one that is not here: whoever lowers a program for
     a TPU traces it under `jax.default_device("tpu")`. JAX traces anew where that changes.
     """
-    device = jax.config.jax_default_device or jax.default_backend()  # type: ignore[attr-defined]
+    config: Any = jax.config
+    device = config.jax_default_device or jax.default_backend()
     return getattr(device, "platform", device) == "cpu"
 
 
