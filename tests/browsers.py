@@ -82,7 +82,10 @@ def assert_mass_is_at(page, peak):
     """After the last step."""
     assert state(page)["scene"]["peak"] == peak
     page.get_by_role("slider", name="Step", exact=True).press("End")
-    learnt = policy(page, "dpo on-policy")
-    assert learnt[max(0, peak - 10) : peak + 11].sum() > 0.5
-    for name in page.evaluate(f"{HANDLE}.meta.methods.map(m => m.name)"):
-        assert policy(page, name).sum() == pytest.approx(1, abs=2e-3)
+    methods = page.evaluate(f"{HANDLE}.meta.methods")
+    assert "on-policy" in {method["data"] for method in methods}
+    for method in methods:
+        learnt = policy(page, method["name"])
+        assert learnt.sum() == pytest.approx(1, abs=2e-3)
+        if method["data"] == "on-policy":
+            assert learnt[max(0, peak - 10) : peak + 11].sum() > 0.5
