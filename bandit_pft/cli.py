@@ -113,7 +113,9 @@ def _parser() -> argparse.ArgumentParser:
 
     page = commands.add_parser("export", help="the explorer as one HTML file, for any browser, without a network")
     page.add_argument("file", type=Path, nargs="?", default=Path("explorer.html"), help="(default: explorer.html)")
-    page.add_argument("--methods", nargs="+", metavar="NAME", help="such as 'dpo offline' (default: all eight)")
+    page.add_argument(
+        "--methods", nargs="+", metavar="NAME", help="such as 'dpo offline', 'grpo on-policy' (default: eight of them)"
+    )
     page.add_argument("--actions", type=int, default=50, metavar="N", help="(default: 50)")
     page.add_argument("--hide", nargs="+", default=[], metavar="PART", help="parts of the page that are left out")
     page.add_argument("--title", default="")
