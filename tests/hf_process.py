@@ -1,7 +1,8 @@
-"""One training run as a process of its own: python hf_process.py OUT.pt JSON. Also started twice, by torchrun."""
+"""Training runs, and two processes of torchrun that do several of them: torchrun hf_process.py OUT.pt JSON."""
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
 import tempfile
@@ -13,6 +14,8 @@ import torch
 from torch.distributed.fsdp import fully_shard
 
 from bandit_pft.hf import PFTConfig, PFTTrainer, make_scorable, pack, token_logps
+
+gc.freeze()
 
 
 def shorter(completions: list[str], **_: Any) -> list[float]:
@@ -87,15 +90,16 @@ def sharded(kind: str) -> dict[str, float]:
     return {"logp": logp, "gradient": max(grads), "layers": float(len(found[0]))}
 
 
-if __name__ == "__main__" and sys.argv[2].startswith("sharded "):
-    torch.distributed.init_process_group("gloo")
-    seen = sharded(sys.argv[2].split()[1])
+def run(options: dict[str, Any]) -> dict[str, Any]:
+    """What one job found, "sharded" or a training run."""
+    if "sharded" in options:
+        return sharded(options["sharded"])
+    done = learn(**options)
+    return {"weights": weights(done), "log": json.dumps(done.state.log_history)}
+
+
+if __name__ == "__main__":
+    found = {name: run(options) for name, options in json.loads(sys.argv[2]).items()}
     if torch.distributed.get_rank() == 0:
-        torch.save(seen, Path(sys.argv[1]))
+        torch.save(found, Path(sys.argv[1]))
     torch.distributed.destroy_process_group()
-elif __name__ == "__main__":
-    done = learn(**json.loads(sys.argv[2]))
-    if done.accelerator.is_main_process:
-        torch.save({"weights": weights(done), "log": json.dumps(done.state.log_history)}, Path(sys.argv[1]))
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()

@@ -7,6 +7,7 @@ from collections import Counter
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny_models  # noqa: F401  one thread, and libraries read fast
 
 from bandit_pft import Group, force
 from bandit_pft.errors import ConfigError
@@ -17,8 +18,8 @@ from bandit_pft.objectives.core import as_objective
 TOKEN_DPO = as_objective(lengths.dpo_per_token, family="preference")
 TOKEN_IPO = as_objective(lengths.ipo_per_token, family="preference")
 TINY = lengths.Scale(
-    seeds=(0,), steps=4, every=2, prompts=4, rows=48, held_out=16, sft_rows=128, sft_steps=8, rm_steps=4, samples=16,
-    final=32,
+    seeds=(0,), steps=2, every=1, prompts=4, rows=48, held_out=16, sft_rows=128, sft_steps=4, rm_steps=4, samples=8,
+    final=16,
 )  # fmt: skip
 OWN = [name for name, recipe in lengths.RECIPES.items() if recipe.data == "own"]
 
@@ -219,6 +220,7 @@ def test_the_interval_of_a_mean_is_students():
 # --- from texts to files ---------------------------------------------------------------------------------------------
 def test_one_command_trains_and_writes_the_picture_the_table_and_the_numbers(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(lengths, "QUICK", TINY)
+    monkeypatch.setattr(lengths, "ROOM", 18)
     asked = ["--quick", "--workers", "1", "--out", str(tmp_path), "--methods", "dpo offline", "ppo_clip on-policy"]
     assert lengths.main(asked) == 0
     assert {path.name for path in tmp_path.iterdir()} == {
@@ -230,7 +232,7 @@ def test_one_command_trains_and_writes_the_picture_the_table_and_the_numbers(tmp
     runs = {name(r): r["history"] for r in kept["runs"] if r["rate"] != lengths.SLOW}
     # Offline: three problems, distinct pairs and shuffled labels. On-policy: three problems with either reward.
     assert len(runs) == 5 + 6
-    assert all(history["step"] == [0, 2, 4] for history in runs.values())
+    assert all(history["step"] == [0, 1, 2] for history in runs.values())
     # Before the first step all are the reference.
     assert len({history["length"][0] for history in runs.values()}) == 1
     for (problem, *_), history in runs.items():

@@ -39,15 +39,6 @@ def start(recipe, stage, out, *more):
     return Path(out) / stage
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """For models this small, threads only wait for one another."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def out(tmp_path_factory):
     """A folder with an SFT model and a reward model."""

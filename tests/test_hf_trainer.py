@@ -59,32 +59,37 @@ def test_the_update_does_not_depend_on_how_the_batch_is_split(
     assert_same_update(weights(got), at_once(name, tuple(hyper.items())))
 
 
-def torchrun(path: Path, what: str) -> dict[str, Any]:
-    """Two processes of `hf_process` on this machine, over gloo."""
-    here = Path(__file__).parent
+TOGETHER = {
+    name: {"objective": name, "hyper": hyper, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
+    for name, hyper in (("dapo", {}), ("kto", {"beta": 0.5}))
+}
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What two processes of `hf_process` on this machine, over gloo, find together."""
+    here, path = Path(__file__).parent, tmp_path_factory.mktemp("together") / "out.pt"
     command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(here / "hf_process.py")]
     done = subprocess.run(
-        [sys.executable, *command, str(path), what],
-        capture_output=True, text=True, timeout=240,
+        [sys.executable, *command, str(path), json.dumps({**TOGETHER, "sharded": {"sharded": "llama"}})],
+        capture_output=True, text=True, timeout=600,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(here)},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     return torch.load(path, weights_only=True)
 
 
-@pytest.mark.parametrize(("name", "hyper"), [("dapo", {}), ("kto", {"beta": 0.5})])
-def test_two_processes_make_the_update_of_one(name: str, hyper: dict[str, float], tmp_path: Path) -> None:
-    options = {"objective": name, "hyper": hyper, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
-    found = torchrun(tmp_path / "out.pt", json.dumps(options))
-    alone = learn(name, hyper=hyper)
+@pytest.mark.parametrize("name", TOGETHER)
+def test_two_processes_make_the_update_of_one(name: str, two_processes: dict[str, Any]) -> None:
+    found, alone = two_processes[name], learn(name, hyper=TOGETHER[name]["hyper"])
     assert_same_update(found["weights"], weights(alone))
     mine, theirs = alone.state.log_history[0], json.loads(found["log"])[0]
     for key in ("loss", "logps/chosen", "rewards/chosen"):
         assert theirs[key] == pytest.approx(mine[key], rel=1e-4, abs=1e-6)
 
 
-def test_a_model_sharded_over_two_processes_has_the_same_scores_and_gradient(tmp_path: Path) -> None:
-    found = torchrun(tmp_path / "out.pt", "sharded llama")
+def test_a_model_sharded_over_two_processes_has_the_same_scores_and_gradient(two_processes: dict[str, Any]) -> None:
+    found = two_processes["sharded"]
     assert found["layers"] > 10
     assert found["logp"] < 1e-6
     assert found["gradient"] < 1e-5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from typing import Any
 
@@ -11,9 +12,15 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import datasets
 import torch
-import transformers
+import torch.distributed.fsdp
+import transformers.trainer
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+# What the adapter imports was read above, with Python's own compiled files: under the hook of the shape checks every
+# module would be compiled anew. At the end of a run the Trainer looks for garbage, and need not look in there.
+gc.freeze()
+# For models this small, threads only wait for one another.
+torch.set_num_threads(1)
 datasets.disable_progress_bars()
 transformers.utils.logging.disable_progress_bar()
 
