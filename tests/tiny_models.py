@@ -57,10 +57,12 @@ CONFIGS = {
 }
 
 
-def model(kind: str = "gpt2", seed: int = 0) -> Any:
+def model(kind: str = "gpt2", seed: int = 0, layers: int = 2) -> Any:
     """A random model, in evaluation mode."""
     torch.manual_seed(seed)
-    return transformers.AutoModelForCausalLM.from_config(CONFIGS[kind]()).eval()
+    config = CONFIGS[kind]()
+    config.num_hidden_layers = layers
+    return transformers.AutoModelForCausalLM.from_config(config).eval()
 
 
 def text(rng: np.random.Generator, low: int = 1, high: int = 9) -> str:

@@ -151,7 +151,6 @@ class PFTTrainer(Trainer):
         the objective looks at. NumericsError, while training: a loss or gradient that is not finite.
     """
 
-    loss_is_scaled_for_ga = True
     args: PFTConfig
     processing_class: Any
 
@@ -214,6 +213,8 @@ class PFTTrainer(Trainer):
             eval_dataset=ready[1],
             processing_class=processing_class,
             data_collator=_examples if self.judge else collate,
+            # With a loss of its own, the Trainer of every version leaves the parts of a batch as they are.
+            compute_loss_func=self.compute_loss,
             **options,
         )
         if self.reference is not None:
