@@ -1,6 +1,9 @@
 """Runs before anything imports the package: shapes are checked at every call, on the CPU, with compiled code kept."""
 
+import ctypes
+import gc
 import os
+from contextlib import suppress
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -25,8 +28,37 @@ settings.register_profile("nightly", deadline=None, database=None, print_blob=Tr
 settings.load_profile("nightly" if NIGHTLY else "repeatable")
 
 
+# Files whose tests all need PyTorch, or are slow; single tests elsewhere say so themselves.
+MARKED = {
+    "torch": ("hf", "hf_length", "hf_mutants", "hf_recipes", "hf_trainer", "hf_trl", "trl"),
+    "slow": (
+        "benchmarks", "claims", "cli", "devices", "documents", "explorer", "explorer_browser", "explorer_live",
+        "literature_offline", "literature_online", "mutants", "notebooks", "packaging", "pallas", "paper", "policies",
+        "simulate", "store", "sweep", "theory",
+    ),
+}  # fmt: skip
+
+
+def marks_of(path):
+    return [mark for mark, names in MARKED.items() if path.stem.removeprefix("test_") in names]
+
+
+def pytest_ignore_collect(collection_path, config):
+    """What a lane leaves out as a whole is not even imported: PyTorch may be missing."""
+    return any(f"not {mark}" in config.option.markexpr for mark in marks_of(collection_path)) or None
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        for mark in marks_of(item.path):
+            item.add_marker(mark)
+
+
 @pytest.fixture(autouse=True, scope="module")
 def programs_end_with_their_file():
-    """Every compiled program maps memory, and Linux allows a process only so many maps."""
+    """Every compiled program maps memory, Linux allows a process only so many maps, and free memory is given back."""
     yield
     jax.clear_caches()
+    gc.collect()
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)

@@ -103,6 +103,7 @@ def test_adam_takes_a_table_to_the_same_policies_in_every_library(peer):
         assert abs(ours - build(task._replace(steps=1))(0)).max() > 0.05, "nothing moves: agreement would mean nothing"
 
 
+@pytest.mark.torch
 def test_torch_trains_the_papers_network_to_the_rewards_of_the_package():
     how = {p.name: p for p in PEERS}
     for task in (
@@ -297,6 +298,7 @@ def test_longer_responses_are_points_as_well():
     assert method.policy.name.startswith("transformer") and {x.shape[0] for x in record.values()} == {2}
 
 
+@pytest.mark.torch
 def test_torch_and_the_package_agree_on_the_device_that_there_is(tmp_path):
     script, out = Path(command.__file__).with_name("gpu.py"), tmp_path / "new" / "report"
     which = ["--peers", "bandit_pft", "torch", "--only", "large", gpu.PARTS[2]]

@@ -139,7 +139,9 @@ def names_of(requirements: list[str]) -> set[str]:
 def test_the_package_imports_exactly_the_libraries_that_it_declares():
     declared = names_of(PROJECT["dependencies"])
     imported = set().union(*map(outside_imports, FILES)) - {"bandit_pft", *sys.stdlib_module_names}
-    extras = names_of([text for extra in ("lab", "hf", "trl") for text in PROJECT["optional-dependencies"][extra]])
+    extras = names_of(
+        [text for extra in ("widget", "lab", "hf", "trl") for text in PROJECT["optional-dependencies"][extra]]
+    )
     assert imported - extras == declared - BY_NAME
     assert extras.isdisjoint(declared)
 

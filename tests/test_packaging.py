@@ -31,8 +31,6 @@ COLAB = {
     "transformers": "5.9.0",
 }
 
-pytestmark = pytest.mark.slow
-
 
 def run(*command: object, folder: Path = ROOT, **variables: str) -> str:
     done = subprocess.run(
@@ -99,7 +97,7 @@ def test_the_source_archive_passes_tests_of_its_own(built, tmp_path):
     with tarfile.open(archive) as file:
         file.extractall(tmp_path, filter="data")
     (folder,) = tmp_path.iterdir()
-    tests = ("test_layers.py", "test_documents.py", "test_metrics.py", "test_benchmarks.py", "test_exercises.py")
+    tests = ("test_layers.py", "test_metrics.py", "test_style.py", "test_safety.py")
     command = ("pytest", "-q", "-p", "no:cacheprovider", "-m", "not slow and not torch")
     found = run(
         sys.executable, "-m", *command, *(f"tests/{name}" for name in tests), folder=folder, PYTHONPATH=str(folder)

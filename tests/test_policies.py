@@ -238,6 +238,7 @@ def test_paper_network_without_its_first_fit_is_almost_uniform():
         assert not layer["b"].any()
 
 
+@pytest.mark.torch
 def test_context_network_is_the_one_that_pytorch_computes():
     import torch
 
@@ -288,6 +289,7 @@ def test_paper_transformer_has_its_size_and_starts_at_the_reference():
     assert 0 <= (np.exp(-gain) - 1 + gain).mean() < 0.002
 
 
+@pytest.mark.torch
 def test_transformer_is_the_one_that_pytorch_computes():
     import torch
 

@@ -473,6 +473,7 @@ def test_bandit_refuses_and_says_why(given, error, message):
         bandit(**given)
 
 
+@pytest.mark.torch
 def test_a_torch_tensor_that_tracks_gradients_is_refused_and_its_detached_twin_accepted():
     import torch
 
