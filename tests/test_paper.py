@@ -1,5 +1,6 @@
 """The paper's findings, on presets with the same learning rate and the same data for every method."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -90,6 +91,25 @@ def test_who_is_ahead_after_1000_rewards_depends_on_the_learning_rate(runs):
                       for name in ("best_of_n", "reinforce", "ipo")) for rate in RATES}  # fmt: skip
     assert best[0.2] < reward(final.sel(learning_rate=0.2), FAR, "ipo offline") - 0.3
     assert best[1.0] > reward(final.sel(learning_rate=1.0), FAR, "ipo offline") + 0.15
+
+
+def test_what_the_readme_says_of_five_passes_and_of_close_pairs_is_what_runs_give():
+    readme = " ".join((Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8").split())
+    far = paper.problem_named("R4")
+    five = [paper.on_policy(name, reuse=5) for name in ("best_of_n", "reinforce_normalized")]
+    ends = lambda methods, steps: (
+        sweep(far, methods, seeds=range(5), steps=steps, every=steps)
+        .isel(step=-1, problem=0)
+        .mean("seed")[["expected_reward", "reward_queries"]]
+    )
+    reused = ends([*five, paper.on_policy("ipo", reuse=5, **paper.IPO)], 50)
+    assert (reused["reward_queries"] == 1000).all()
+    for label, value in zip(("Best-of-N is at", "REINFORCE at", "IPO at"), reused["expected_reward"], strict=True):
+        assert float(re.search(rf"with as many rewards, .*?{label} (0\.\d\d)", readme)[1]) == pytest.approx(
+            value, abs=0.02
+        )
+    (all_pairs,) = ends([paper.offline("ipo", **paper.IPO)], 200)["expected_reward"]
+    assert float(re.search(r"On all pairs .*? gets to (0\.\d\d)\.", readme)[1]) == pytest.approx(all_pairs, abs=0.02)
 
 
 def test_the_table_that_the_repository_shows_is_what_the_comparison_gives(last):
