@@ -292,13 +292,14 @@ def test_labels_and_rewards_serve_the_objectives_that_read_them() -> None:
 
 # --- responses of the learner's own ----------------------------------------------------------------------------------
 ONLINE = ["best_of_n", "rwr", "reinforce_running", "rloo", "ppo_clip", "grpo", "dr_grpo", "dapo", "dpo", "ipo"]
+BETA = {"dpo": {"beta": 1.0}, "rwr": {"beta": 1.0}, "ipo": {"beta": 0.2}}
 
 
 @pytest.mark.parametrize("name", ONLINE)
 def test_on_policy_learning_raises_the_reward(name: str) -> None:
     trained = learn(
         name, on_policy=True, double=False, rows=64, max_steps=15, learning_rate=0.02, optim="adamw_torch",
-        num_iterations=2, hyper={"beta": 1.0} if name in ("dpo", "rwr", "ipo") else None,
+        num_iterations=2, hyper=BETA.get(name),
     )  # fmt: skip
     history = [entry["reward"] for entry in trained.state.log_history if "reward" in entry]
     assert np.mean(history[-3:]) > np.mean(history[:2]) + 0.7, history

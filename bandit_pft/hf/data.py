@@ -198,6 +198,11 @@ def _parted(row: Mapping[str, Any], kind: str, number: int) -> tuple[Any, list[A
     return first[:same], [text[same:] for text in texts]
 
 
+def anew() -> dict[str, Any]:
+    """Options of `map` and `filter` that take nothing from a cache; to look there, they would hash a function first."""
+    return {"new_fingerprint": uuid.uuid4().hex}
+
+
 class Limits(NamedTuple):
     """Longest prompt plus completion in tokens, and where the number comes from."""
 
@@ -243,8 +248,8 @@ def prepare_dataset(data: Any, tokenizer: Any, kind: str, ends: Sequence[int], l
         rewards, scores = _judged(kind, row, number)
         return {"prompt_ids": prompt, "completion_ids": done, "rewards": rewards, "scores": scores}
 
-    # Rows are counted while they are converted, so nothing is cached; hashing `convert` would take seconds for nothing.
-    made = data.map(convert, with_indices=True, new_fingerprint=uuid.uuid4().hex, desc="Tokenizing")
+    # Rows are counted while they are converted.
+    made = data.map(convert, with_indices=True, desc="Tokenizing", **anew())
     _refuse(problems, len(data), limits)
     if kind != "prompts":
         made = made.select_columns(list(READY))

@@ -11,6 +11,7 @@ from typing import Any
 import datasets
 
 from bandit_pft.errors import DataError, shown
+from bandit_pft.hf.data import anew
 from bandit_pft.hf.recipes.launch import NEW, Recipe, Stage, main
 from bandit_pft.hf.recipes.load import load_rows
 from bandit_pft.objectives.core import with_kl
@@ -43,11 +44,11 @@ def rows(what: str, data: str, split: str, small: bool) -> datasets.Dataset:
     if what != "pairs":
         found = load_rows(*INSTRUCTIONS, SPLITS[what][split], small=small)
         make = lambda row: {"prompt": prompt_of(row["instruction"], row["input"]), "completion": row["output"]}
-        made = found.map(make, remove_columns=found.column_names, load_from_cache_file=False)
+        made = found.map(make, remove_columns=found.column_names, **anew())
         return made if what == "sft" else made.select_columns(["prompt"])
     found = load_rows(PREFERENCES[data], "", split, small=small)
-    made = found.map(_pair, remove_columns=found.column_names, load_from_cache_file=False)
-    return made.filter(lambda row: row["chosen"] and row["rejected"] and row["chosen"] != row["rejected"])
+    made = found.map(_pair, remove_columns=found.column_names, **anew())
+    return made.filter(lambda row: row["chosen"] and row["rejected"] and row["chosen"] != row["rejected"], **anew())
 
 
 def _pair(row: Mapping[str, Any]) -> dict[str, Any]:

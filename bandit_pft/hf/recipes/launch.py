@@ -16,7 +16,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
 
 from bandit_pft.errors import ConfigError, DataError, check_choice, check_integer, check_names
-from bandit_pft.hf.data import prompt_tokens
+from bandit_pft.hf.data import anew, prompt_tokens
 from bandit_pft.hf.recipes.evaluate import evaluate, plot_training
 from bandit_pft.hf.recipes.load import load_policy, load_reward
 from bandit_pft.hf.recipes.reward_model import RewardTrainer
@@ -188,7 +188,7 @@ def _rows(recipe: Recipe, options: Options, args: PFTConfig, tokenizer: Any, wha
     """
     data = recipe.rows(what, options.data, split, options.tiny)
     longest = options.max_prompt_length if what != "sft" else (args.max_length or 1) - 1
-    kept = data.filter(lambda row: len(prompt_tokens(tokenizer, row["prompt"])) <= longest, load_from_cache_file=False)
+    kept = data.filter(lambda row: len(prompt_tokens(tokenizer, row["prompt"])) <= longest, **anew())
     if len(kept) < len(data):
         logger.warning(f"{len(data) - len(kept)} of {len(data)} prompts are left out: longer than {longest} tokens")
     if not len(kept):

@@ -10,6 +10,7 @@ from typing import Any
 
 import datasets
 
+from bandit_pft.hf.data import anew
 from bandit_pft.hf.recipes.launch import NEW, Recipe, Stage, main
 from bandit_pft.hf.recipes.load import load_rows
 
@@ -19,7 +20,7 @@ PREFERENCES = "HuggingFaceH4/ultrafeedback_binarized"
 def rows(what: str, data: str, split: str, small: bool) -> datasets.Dataset:
     """Pairs of conversations with scores, or prompts alone."""
     found = load_rows(PREFERENCES, "", f"{split}_prefs", small=small)
-    made = found.map(_pair, remove_columns=found.column_names, load_from_cache_file=False)
+    made = found.map(_pair, remove_columns=found.column_names, **anew())
     return made if what == "pairs" else made.select_columns(["prompt"])
 
 
