@@ -7,6 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.pop("COLUMNS", None)  # Lines are whole where no test asks for a width.
 os.environ.setdefault("MPLBACKEND", "Agg")
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bandit_pft" / "test_programs"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
