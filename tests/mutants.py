@@ -110,7 +110,7 @@ ROWS: dict[str, list[tuple[str, str, str, str]]] = {
          "padding is in the default threshold", DESIRABLE),
         ("return low + total(weight * jnp.where(counts, x - low[..., None], 0))", "return total(weight * x)",
          "rounding puts equal rewards above their mean",
-         "test_groups.py::test_equal_rewards_are_neither_above_nor_below_their_mean"),
+         "test_groups.py::test_equal_rewards_are_neither_above_nor_below_their_mean[compiled]"),
         ("hard = ((gap > 0) &", "hard = ((gap >= 0) &", "exact ties are compared",
          "test_groups.py::test_exact_labels_without_noise_are_the_sampled_ones"),
         ("return best_of_n_weights(self.weight, self.score, self.draws)",

@@ -383,8 +383,9 @@ def test_safe_exp_is_exp_up_to_its_bound_and_survives_products_with_rewards_beyo
 def test_the_z_score_of_equal_rewards_is_exactly_0_although_their_mean_is_rounded() -> None:
     for n in (7, 10):
         for reward in (0.1, 0.3, 1e7 / 3, 1e-8):
-            group = Group.of(reward=np.full(n, reward), ref_logp=np.zeros(n))
-            assert not np.asarray(z_score(group)).any()
+            for kind in (Group, ExactGroup):
+                group = kind.of(reward=np.full(n, reward), ref_logp=np.zeros(n))
+                assert not np.asarray(z_score(group)).any()
     mixed = Group.of(reward=[1e-3, 0.0, 0.0], ref_logp=np.zeros(3))
     assert np.abs(z_score(mixed)).max() > 0.5
 
