@@ -18,6 +18,7 @@ from jaxtyping import install_import_hook  # noqa: E402
 install_import_hook("bandit_pft", "checked.checked")
 
 import jax  # noqa: E402
+import psutil  # noqa: E402
 import pytest  # noqa: E402
 from hypothesis import settings  # noqa: E402
 
@@ -55,11 +56,25 @@ def pytest_collection_modifyitems(items):
             item.add_marker(mark)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def programs_end_with_their_file():
-    """Every compiled program maps memory, Linux allows a process only so many maps, and free memory is given back."""
-    yield
+MOST_MEMORY = 1.5e9  # Bytes of a worker, after which it forgets its compiled programs.
+
+
+def forget_programs():
     jax.clear_caches()
     gc.collect()
     with suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def programs_end_with_their_file():
+    """Every compiled program maps memory, and Linux allows a process only so many maps."""
+    yield
+    forget_programs()
+
+
+@pytest.fixture(autouse=True)
+def workers_stay_small():
+    yield
+    if psutil.Process().memory_info().rss > MOST_MEMORY:
+        forget_programs()

@@ -248,7 +248,7 @@ ROWS: dict[str, list[tuple[str, str, str, str]]] = {
     ],
     "kernels.py": [
         ('return getattr(device, "platform", device) == "cpu"', "return True", "an accelerator gets the CPU's program",
-         "test_kernels.py::test_the_platform_is_that_of_the_default_device"),
+         "test_accelerators.py::test_the_platform_is_that_of_the_default_device"),
         ("jnp.where(jnp.isfinite(top), top, 0)", "top", "log of an empty sum is nan",
          "test_kernels.py::test_the_logarithm_of_a_sum_survives_huge_logits_and_rows_without_any_mass"),
         ("point = uniform * ends[-1]", "point = uniform", "quantiles of masses that do not sum to 1",
