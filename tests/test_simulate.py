@@ -599,7 +599,7 @@ def test_steps_on_the_drawn_responses_alone_are_those_on_the_whole_table(
     name, options, cancel, forbidden, few_are_many, monkeypatch
 ):
     """Where forces cancel; where they do not, no such step is taken."""
-    method = Method(name, **{"learning_rate": 3.0, "num_responses": 8, **options})
+    method = Method(name, **{"learning_rate": 3.0, "num_responses": 8, "optimizer": SGD, **options})
     few, everything, count = on_few_and_on_all(wide_problem(forbidden), method, monkeypatch, steps=30)
     assert count == (30 if cancel else 0)
     np.testing.assert_array_equal(few.record["response"], everything.record["response"])
@@ -658,7 +658,7 @@ def test_a_run_on_few_that_diverges_stops_at_the_same_step_as_one_on_all(few_are
     {"on_policy": 0.0, "reuse": 1.0}, {"data": "exact"}, {"prompts": 1},
 ])  # fmt: skip
 def test_steps_on_few_are_for_tables_under_plain_gradient_descent_alone(change, few_are_many):
-    method, problem = Method("grpo", num_responses=16), wide_problem()
+    method, problem = Method("grpo", num_responses=16, optimizer=SGD), wide_problem()
     assert simulating.steps_on_few(problem, method, simulating.plan(problem, method))
     other = replace(method, **change)
     assert not simulating.steps_on_few(problem, other, simulating.plan(problem, other))
