@@ -10,7 +10,6 @@ import torch
 
 from benchmarks.tasks import ADAM, BETA, EPS, TEMPERATURE, Network, Run, Task, arrays
 
-torch.set_grad_enabled(False)
 DEVICE = os.environ.get("BENCHMARK_TORCH_DEVICE", "cpu")
 
 
@@ -33,6 +32,7 @@ def build_compiled(task: Task) -> Run:
     return _build(task, lambda step: torch.compile(copied(step), dynamic=False), _plain_adam)
 
 
+@torch.no_grad()
 def _build(task, transform, adam) -> Run:
     ref, reward, rate, target = (torch.from_numpy(x).to(DEVICE) for x in arrays(task))
     rate = rate[:, None]
@@ -45,6 +45,7 @@ def _build(task, transform, adam) -> Run:
         force = _exact(task, ref, reward, rate, target)
         step = transform(lambda x: (x.add_(force(x)),))
 
+    @torch.no_grad()
     def run(seed: int, steps: int = task.steps) -> np.ndarray:
         torch.manual_seed(seed)
         state = (ref.expand(task.rows, -1).clone(),)
@@ -211,7 +212,6 @@ def build_network(task: Network) -> Run:
     return run
 
 
-@torch.enable_grad()
 def _train(task: Network, seed: int, steps: int) -> float:
     torch.manual_seed(seed)
     table = arrays(task.table)
