@@ -62,7 +62,7 @@ coverage: $(VENV)/test.stamp browser  ## run every test, then name the lines and
 lint: $(VENV)/check.stamp  ## style, types, and README's table of objectives
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/pyright --level error --pythonpath $(BIN)/python
 	$(BIN)/bandit-pft readme --check
 
 # Builds such as 2.13.0+cpu are known to the service by their version alone; what it does not know is an error.
