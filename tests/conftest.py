@@ -34,9 +34,9 @@ settings.load_profile("nightly" if NIGHTLY else "repeatable")
 MARKED = {
     "torch": ("hf", "hf_length", "hf_mutants", "hf_recipes", "hf_trainer", "hf_trl", "trl"),
     "slow": (
-        "benchmarks", "claims", "cli", "devices", "documents", "explorer", "explorer_browser", "explorer_live",
-        "literature_offline", "literature_online", "mutants", "notebooks", "packaging", "pallas", "paper", "policies",
-        "simulate", "store", "sweep", "theory",
+        "benchmarks", "claims", "cli", "devices", "documents", "exact", "explorer", "explorer_browser", "explorer_live",
+        "identities", "kernels", "literature_offline", "literature_online", "mutants", "notebooks", "packaging",
+        "pallas", "paper", "plots", "policies", "probes", "properties", "simulate", "store", "sweep", "theory",
     ),
 }  # fmt: skip
 

@@ -1,10 +1,10 @@
 """The command line does what it says, and explains wrong input in one line."""
 
 import importlib.metadata
+import importlib.util
 import io
 import os
 import re
-import runpy
 import subprocess
 import sys
 import tomllib
@@ -281,7 +281,10 @@ def test_the_version_is_that_of_the_project_file_also_where_a_checkout_is_used_i
     (tmp_path / "bandit_pft").mkdir()
     source = tmp_path / "bandit_pft" / "version.py"
     source.write_text(Path(version.__file__).read_text(encoding="utf-8"), encoding="utf-8")
-    found = lambda name="bandit-pft": runpy.run_path(str(source))["version"](name)
+    spec = importlib.util.spec_from_file_location("a_copy", source)
+    copy = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(copy)
+    found = lambda name="bandit-pft": copy.version(name)
     for project, says in (
         ('[project]\nname = "bandit-pft"\nversion = "9.8"', "9.8"),
         ('[project]\nname = "another"\nversion = "9.8"', found()),
