@@ -20,7 +20,7 @@ import sweeper
 import yaml
 from refusals import check_refusal
 
-from bandit_pft import Method, cli, errors, factorised, load, paper_bandit, paper_sequences, save, sweep
+from bandit_pft import SGD, Method, cli, errors, factorised, load, paper_bandit, paper_sequences, save, sweep
 from bandit_pft import store as files
 from bandit_pft.errors import ConfigError, ResourceError, StoreError, is_traced
 from bandit_pft.store import Worker
@@ -399,8 +399,8 @@ def test_another_configuration_is_refused_with_the_keys_that_differ(tmp_path, mo
         (lambda: small(tmp_path, method=other), "methods.grpo.hyper.clip (0.2 there, 0.3 here)"),
         (lambda: small(tmp_path, seeds=5), "seed ([0, 1, 2, 3] there, [0, 1, 2, 3, 4] here)"),
         (lambda: small(tmp_path, on_nonfinite="keep"), "on_nonfinite (freeze there, keep here)"),
-        (lambda: small(tmp_path, method=Method("grpo", learning_rate=1.0, num_responses=4, optimizer=sweeper.ADAM)),
-         "methods.grpo.optimizer (sgd there, adam here)"),
+        (lambda: small(tmp_path, method=Method("grpo", learning_rate=1.0, num_responses=4, optimizer=SGD)),
+         "methods.grpo.optimizer (adam there, sgd here)"),
         (lambda: sweep(R4, ON, seeds=range(4), steps=3, tile=1, store=tmp_path, grid={"memory": [0.5]}), "axes.memory"),
     ]  # fmt: skip
     for call, words in cases:
