@@ -7,7 +7,7 @@ import pytest
 import xarray as xr
 from refusals import check_refusal
 
-from bandit_pft import Method, bandit, load, objective, paper_bandit, peaks, save, simulate, sweep
+from bandit_pft import SGD, Method, bandit, load, objective, paper_bandit, peaks, save, simulate, sweep
 from bandit_pft.errors import ConfigError, NumericsError, ResourceError, ShapeError, StoreError
 from bandit_pft.objectives import OBJECTIVES
 
@@ -114,8 +114,8 @@ def test_saved_results_come_back_identical(tmp_path, data):
 def test_diverging_runs_are_reported_in_one_line_and_the_others_survive():
     huge = bandit(np.asarray([0.0, 1e30, 2e30]), name="huge")
     methods = [
-        Method("reinforce", learning_rate=1e10, name="wild"),
-        Method("reinforce", learning_rate=1e-31, name="tame"),
+        Method("reinforce", learning_rate=1e10, optimizer=SGD, name="wild"),
+        Method("reinforce", learning_rate=1e-31, optimizer=SGD, name="tame"),
     ]
     with pytest.warns(UserWarning, match=r"2 of 4 runs diverged \(first: problem=huge, algorithm=wild, seed=0, step"):
         data = sweep(huge, methods, seeds=[0, 1], steps=8)
