@@ -104,11 +104,13 @@ def test_what_the_readme_says_of_five_passes_and_of_close_pairs_is_what_runs_giv
     )
     reused = ends([*five, paper.on_policy("ipo", reuse=5, **paper.IPO)], 50)
     assert (reused["reward_queries"] == 1000).all()
-    for label, value in zip(("Best-of-N is at", "REINFORCE at", "IPO at"), reused["expected_reward"], strict=True):
+    for label, value in zip(
+        ("Best-of-N is at", "REINFORCE at", "IPO at"), reused["expected_reward"].values, strict=True
+    ):
         assert float(re.search(rf"with as many rewards, .*?{label} (0\.\d\d)", readme)[1]) == pytest.approx(
             value, abs=0.02
         )
-    (all_pairs,) = ends([paper.offline("ipo", **paper.IPO)], 200)["expected_reward"]
+    (all_pairs,) = ends([paper.offline("ipo", **paper.IPO)], 200)["expected_reward"].values
     assert float(re.search(r"On all pairs .*? gets to (0\.\d\d)\.", readme)[1]) == pytest.approx(all_pairs, abs=0.02)
 
 
