@@ -13,7 +13,7 @@ FAST := -m "not slow and not torch"
 EXTRAS ?= test
 PIP_OPTIONS ?=
 
-.PHONY: demo check test fast types browser notebooks test-lowest test-between test-newest coverage lint audit bench \
+.PHONY: demo check test fast browser notebooks test-lowest test-between test-newest coverage lint audit bench \
   soak clean
 
 demo: $(VENV)/core.stamp  ## the headline comparison: table, figures/, results/

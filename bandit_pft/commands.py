@@ -210,7 +210,7 @@ def _report(ds: xr.Dataset, folder: Path, name: str, problems: Sequence[Problem]
             plots.save(figure, folder / f"{stem}{suffix}")
             stems.append(f"{stem}{suffix}")
     text = lambda width: "\n\n".join(title + plots.summary(here, width=width) for title, here in tables)
-    (folder / f"{name}.txt").write_text(text(None) + "\n", encoding="utf-8")
+    write_file(folder / f"{name}.txt", f"{text(None)}\n".encode())
     print(f"\n{text(terminal_width())}\n")
     _say(f"figures (.svg and .png) in {folder}: {', '.join(stems)}")
     _say(f"this table: {folder / name}.txt, data: {saved}")
