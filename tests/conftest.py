@@ -56,7 +56,7 @@ def pytest_collection_modifyitems(items):
             item.add_marker(mark)
 
 
-MOST_MEMORY = 1.5e9  # Bytes of a worker, after which it forgets its compiled programs.
+MOST_MEMORY = 1.5e9  # Bytes of a worker, from which on it forgets its compiled programs after each further third.
 
 
 def forget_programs():
@@ -64,6 +64,10 @@ def forget_programs():
     gc.collect()
     with suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+def memory():
+    return psutil.Process().memory_info().rss
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -74,7 +78,9 @@ def programs_end_with_their_file():
 
 
 @pytest.fixture(autouse=True)
-def workers_stay_small():
+def workers_stay_small(kept=[0.0]):  # noqa: B006
+    """Where forgetting frees little, it is not done again until there is more: every program would be compiled anew."""
     yield
-    if psutil.Process().memory_info().rss > MOST_MEMORY:
+    if memory() > max(MOST_MEMORY, 1.33 * kept[0]):
         forget_programs()
+        kept[0] = memory()

@@ -761,7 +761,12 @@ def compiled(actions: int, bits: int) -> dict[str, np.ndarray]:
         return {entry.number: error(entry, case) for entry in entries}
 
     # One size is compiled as everywhere; for the others a quick compilation does, of the same operations.
-    options = None if actions == 17 else {"xla_backend_optimization_level": 0}
+    quick = {
+        "xla_backend_optimization_level": 0,
+        "xla_cpu_use_fusion_emitters": False,
+        "xla_cpu_prefer_vector_width": 128,
+    }
+    options = None if actions == 17 else quick
     # One lane at a time: all pairs of a thousand actions take megabytes.
     run = jax.jit(lambda lanes: jax.lax.map(every, lanes), compiler_options=options)
     with jax.enable_x64(bits == 64):
