@@ -77,10 +77,15 @@ def programs_end_with_their_file():
     forget_programs()
 
 
+@pytest.fixture(scope="session")
+def limit():
+    return [MOST_MEMORY]
+
+
 @pytest.fixture(autouse=True)
-def workers_stay_small(kept=[0.0]):  # noqa: B006
+def workers_stay_small(limit):
     """Where forgetting frees little, it is not done again until there is more: every program would be compiled anew."""
     yield
-    if memory() > max(MOST_MEMORY, 1.33 * kept[0]):
+    if memory() > limit[0]:
         forget_programs()
-        kept[0] = memory()
+        limit[0] = max(MOST_MEMORY, 4 / 3 * memory())
