@@ -5,24 +5,24 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from functools import cache
-from typing import NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float
 
 from bandit_pft import metrics
-from bandit_pft.errors import ConfigError, check_integer
-from bandit_pft.groups import Group
+from bandit_pft.errors import ConfigError, check_integer, nearest
 from bandit_pft.kernels import logsumexp
-from bandit_pft.policies import Policy
 from bandit_pft.problems import Problem
 
 SAMPLES = 32  # Draws per context where responses cannot be enumerated.
 
 
-class State(NamedTuple):
+class State:
     """What a probe may look at: the learner before a step, and the batch it is about to learn from.
+
+    Each is computed when it is asked for: what a probe leaves alone costs nothing.
 
     Attributes:
         step: gradient steps taken so far.
@@ -36,18 +36,17 @@ class State(NamedTuple):
         policy, ref_params: the policy, and the parameters of the reference where `reference="initial"`.
     """
 
-    step: Array
-    params: PyTree
-    log_probs: Array | None
-    ref_log_probs: Array | None
-    rewards: Array | None
-    groups: Group
-    logp: Array
-    force: Array
-    loss: Array
-    key: Array
-    policy: Policy
-    ref_params: PyTree
+    def __init__(self, **values: Any) -> None:
+        """Values, or functions of nothing that compute them."""
+        self.__dict__["values"] = values
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in self.values:
+            raise AttributeError(f"a probe's state has no {name}: {nearest(name, self.values)}")
+        value = self.values[name]
+        if name not in ("policy", "params", "ref_params") and callable(value):
+            value = self.values[name] = value()
+        return value
 
 
 Probe = Callable[[Problem, State], Mapping[str, Array]]

@@ -1,0 +1,114 @@
+"""What a run is made of: its plan, what it knows from the start, and how far it has come."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Key, PyTree
+
+from bandit_pft.errors import is_traced
+from bandit_pft.methods import Method, batch_sizes
+from bandit_pft.problems import Problem
+
+OnNonfinite = Literal["freeze", "raise", "keep"]
+FOREVER = 2**30  # Gradient steps that no run takes.
+
+
+@partial(
+    jax.tree_util.register_dataclass, data_fields=("period", "freeze"), meta_fields=("collects", "regime", "forbids")
+)
+@dataclass(frozen=True)
+class Plan:
+    """What the runs of one program share; `collects`, `regime` and `forbids` decide what is in it.
+
+    Attributes:
+        period: gradient steps from one collection to the next, reuse * B / M, at most 2^30.
+        freeze: whether a run that turned non-finite stays as it was.
+        collects: at every step, before the first one only, or every `period` steps.
+        regime: where responses come from.
+        forbids: whether some response may be forbidden, by the reference or in the data.
+    """
+
+    period: Any
+    freeze: Any
+    collects: Literal["always", "once", "sometimes"]
+    regime: Literal["own", "data", "mixture"]
+    forbids: bool
+
+
+class Known(NamedTuple):
+    """What a run knows from its start on: its first parameters, the order of contexts, keys, a fitted reward model."""
+
+    params: PyTree
+    order: Int[Array, " S"]
+    key: Key[Array, ""]
+    proxy: Float[Array, " V"] | None
+
+
+class Drawn(NamedTuple):
+    """One collection, as it is kept until the next; the rest of a batch follows from it.
+
+    Attributes:
+        response: None where every response is enumerated.
+        old: log-probabilities under the policy that the responses come from.
+        weight: that policy's probabilities of all responses, where they are enumerated; otherwise None.
+        noise: of the labels, where there is any.
+    """
+
+    response: Int[Array, "B N T"] | None
+    old: Float[Array, "B N T"] | Float[Array, "B A T"]
+    weight: Float[Array, "B A"] | None
+    noise: Float[Array, "B N"] | None
+
+
+class Progress(NamedTuple):
+    """How far a run has come: all that its next step needs, and the record so far. This is what a checkpoint holds.
+
+    Attributes:
+        row: rows recorded.
+        near: what the learner keeps of its last step besides parameters, or None.
+        drawn: the collection in hand, None where it need not be kept.
+        stats: decayed sums of 1, the reward and its square, None for an objective that reads no running statistics.
+        first_bad_step: -1 while the run is healthy.
+        moved: whether any force was not 0.
+    """
+
+    row: Array
+    params: PyTree
+    optimizer: PyTree
+    near: PyTree
+    drawn: Drawn | None
+    stats: Float[Array, " moments"] | None
+    first_bad_step: Int[Array, ""]
+    moved: Array
+    record: PyTree
+
+
+def collection_period(problem: Problem, method: Method) -> int:
+    """Gradient steps from one collection to the next, 2^30 where there is but one."""
+    prompts, minibatch = batch_sizes(problem, method)
+    return int(min(float(method.reuse) * (prompts // minibatch), float(FOREVER)))
+
+
+def plan(problem: Problem, method: Method, on_nonfinite: OnNonfinite = "freeze") -> Plan:
+    """The plan of one run, in plain numbers."""
+    fraction, period = float(method.on_policy), collection_period(problem, method)
+    return Plan(
+        np.int32(period),
+        np.bool_(on_nonfinite != "keep"),
+        "always" if period == 1 else "once" if period == FOREVER else "sometimes",
+        "own" if fraction >= 1 else "data" if fraction <= 0 else "mixture",
+        _forbids(problem.ref_logits) or (problem.data_logits is not problem.ref_logits and _forbids(problem.data_logits)),
+    )
+
+
+def _forbids(logits: Any) -> bool:
+    # Also of a problem that is known while a caller's program is traced, or that lies on other processes in part.
+    with jax.ensure_compile_time_eval():
+        minus_inf = np.isneginf if isinstance(logits, np.ndarray) else jnp.isneginf
+        return is_traced(logits) or bool(minus_inf(logits).any())
