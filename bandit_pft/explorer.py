@@ -28,6 +28,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from bandit_pft import paper, style
+from bandit_pft.engine.state import Plan, plan
 from bandit_pft.errors import (
     ConfigError,
     DomainError,
@@ -44,7 +45,7 @@ from bandit_pft.methods import Method
 from bandit_pft.objectives import OBJECTIVES, measure
 from bandit_pft.probes import State, standard_probe
 from bandit_pft.problems import Problem, bandit, log_softmax, paper_reference, peaks
-from bandit_pft.simulate import Plan, check_run, plan, run, seed_keys
+from bandit_pft.simulate import check_run, run, seed_keys
 from bandit_pft.store import check_writable, write_file
 
 STATIC = Path(__file__).with_name("static")
@@ -227,7 +228,7 @@ def _probe(problem: Problem, state: State) -> dict[str, Array]:
     def see() -> dict[str, Array]:
         # All contexts are equal: one is enough.
         tables = {name: getattr(state, name)[:1] for name in ("log_probs", "ref_log_probs", "rewards")}
-        numbers = standard_probe(problem, state._replace(**tables))
+        numbers = standard_probe(problem, state.replace(**tables))
         return {
             "log_prob": tables["log_probs"][0],
             "response": state.groups.response[0, :, 0],

@@ -8,12 +8,18 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from bandit_pft.errors import check_integer, check_key, check_memory, is_traced
 
 SPARSE = 1 << 15  # Actions from which on a step on a few of them is faster than a pass over all.
 BLOCK = 1024  # One float32 cumulative sum stays exact enough up to here; beyond, every level gets a fresh uniform.
+
+
+# Of XLA's compiler for CPUs.
+LIGHT = {"xla_backend_optimization_level": 1}
+UNSPLIT = {"xla_disable_hlo_passes": "cpu-parallel-task-assigner", "xla_cpu_prefer_vector_width": 512}
 
 
 def on_cpu() -> bool:
@@ -32,11 +38,15 @@ class Compiled:
 
     On a CPU LLVM's highest effort takes up to five times as long over these programs, and they run no faster for it.
     Options of the compiler are for whole programs: called while another is traced, f is a plain part of that one.
+
+    Args:
+        many: many small runs side by side. To split their kernels, of a microsecond each, among threads costs more
+            than it gains; a lone run over many actions is faster split.
     """
 
-    def __init__(self, f: Callable[..., Any], **options: Any) -> None:
+    def __init__(self, f: Callable[..., Any], *, many: bool = False, **options: Any) -> None:
         self.part = jax.jit(f, **options)
-        self.light = jax.jit(f, compiler_options={"xla_backend_optimization_level": 1}, **options)
+        self.light = jax.jit(f, compiler_options=LIGHT | (UNSPLIT if many else {}), **options)
 
     @property
     def whole(self) -> Any:
@@ -152,3 +162,30 @@ def _invert(mass: Array, uniform: Array) -> Array:
         place += start + inside <= point
     # row * columns + place, as a product: otherwise XLA repeats both searches for everything that reads the action.
     return jnp.stack([row, place], -1) @ jnp.array([columns, 1], row.dtype)
+
+
+def uniform_at(key: Key[Array, ""], step: Int[Array, ""], shape: tuple[int, ...]) -> Float[Array, "*S"]:
+    """`jax.random.uniform(jax.random.fold_in(key, step), shape)`, bit by bit, in one pass.
+
+    On a CPU JAX hashes in loops of their own kernels, which take longer to compile and to run than a short step.
+    """
+    words = jax.random.key_data(key)
+    first, second = threefry(words[0], words[1], jnp.zeros((), jnp.uint32), step.astype(jnp.uint32))
+    place = jnp.arange(math.prod(shape), dtype=jnp.uint32)
+    high, low = threefry(first, second, jnp.zeros_like(place), place)
+    # 23 random bits as the fraction of a number from 1 to 2.
+    number = jax.lax.bitcast_convert_type(((high ^ low) >> 9) | np.uint32(0x3F800000), jnp.float32) - 1
+    return number.reshape(shape)
+
+
+def threefry(first: Array, second: Array, high: Array, low: Array) -> tuple[Array, Array]:
+    """Threefry-2x32 with 20 rounds: two words of a key, two of a counter (Salmon et al. 2011)."""
+    keys = first, second, first ^ second ^ np.uint32(0x1BD11BDA)
+    turns = (13, 15, 26, 6), (17, 29, 16, 24)
+    high, low = high + keys[0], low + keys[1]
+    for round in range(5):
+        for turn in turns[round % 2]:
+            high = high + low
+            low = ((low << np.uint32(turn)) | (low >> np.uint32(32 - turn))) ^ high
+        high, low = high + keys[(round + 1) % 3], low + keys[(round + 2) % 3] + np.uint32(round + 1)
+    return high, low

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -22,7 +22,7 @@ SAMPLES = 32  # Draws per context where responses cannot be enumerated.
 class State:
     """What a probe may look at: the learner before a step, and the batch it is about to learn from.
 
-    Each is computed when it is asked for: what a probe leaves alone costs nothing.
+    The batch, its force and its loss are computed where they are asked for: what a probe leaves alone costs nothing.
 
     Attributes:
         step: gradient steps taken so far.
@@ -37,16 +37,18 @@ class State:
     """
 
     def __init__(self, **values: Any) -> None:
-        """Values, or functions of nothing that compute them."""
-        self.__dict__["values"] = values
+        """Values, or functions of nothing that compute them: not kept, since a branch may not use another's."""
+        self._values = values
 
     def __getattr__(self, name: str) -> Any:
-        if name not in self.values:
-            raise AttributeError(f"a probe's state has no {name}: {nearest(name, self.values)}")
-        value = self.values[name]
-        if name not in ("policy", "params", "ref_params") and callable(value):
-            value = self.values[name] = value()
-        return value
+        if name.startswith("_") or name not in self._values:
+            raise AttributeError(f"a probe's state has no {name!r}: {nearest(name, self.__dict__.get('_values', ()))}")
+        value = self._values[name]
+        return value() if isinstance(value, partial) else value
+
+    def replace(self, **values: Any) -> State:
+        """The same state with other values."""
+        return State(**{**self._values, **values})
 
 
 Probe = Callable[[Problem, State], Mapping[str, Array]]

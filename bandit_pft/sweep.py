@@ -31,6 +31,8 @@ import pandas as pd
 import xarray as xr
 
 from bandit_pft import store as files
+from bandit_pft.engine.loop import begin_tile, go_tile
+from bandit_pft.engine.state import OnNonfinite, Plan, Progress, collection_period, plan
 from bandit_pft.errors import (
     ConfigError,
     ResourceError,
@@ -42,27 +44,20 @@ from bandit_pft.errors import (
     nearest,
     shown,
 )
+from bandit_pft.kernels import Compiled, on_cpu
 from bandit_pft.methods import ADAM, NUMERIC, SGD, Method
 from bandit_pft.metrics import UNITS
 from bandit_pft.probes import Probe, standard_probe
 from bandit_pft.problems import Problem
 from bandit_pft.simulate import (
-    OnNonfinite,
-    Plan,
-    Progress,
-    begin_jit,
     check_probe,
     check_run,
     check_seed,
-    collection_period,
     explained,
     guard,
     guard_program,
-    plan,
-    proceed_jit,
     report,
     seed_keys,
-    steps_on_few,
 )
 from bandit_pft.store import Store, Worker
 
@@ -71,6 +66,16 @@ OWN_LABELS = ("problem", "algorithm", "family", "seed", "step", "action", "rank"
 DIMS = {"log_prob": ["action"], "top_action": ["rank"], "top_log_prob": ["rank"]}
 SEGMENT = 0.5  # Seconds between two looks at whether to stop.
 CHECKPOINT = 60.0  # Seconds of work that a killed writer may lose, about.
+
+
+begin_jit = Compiled(begin_tile, static_argnames=("steps", "probe", "every"))
+go_jit = Compiled(go_tile, static_argnames=("probe", "every"))
+go_many_jit = Compiled(go_tile, many=True, static_argnames=("probe", "every"))
+
+
+def going(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What a program that goes on is compiled for."""
+    return {name: settings[name] for name in ("probe", "every")}
 
 
 class Row(NamedTuple):
@@ -140,7 +145,7 @@ def sweep(
     if math.prod(shape) > MOST_RUNS:
         raise ResourceError(f"the sweep has {math.prod(shape):,} runs ({' x '.join(map(str, shape))}), and one takes "
                             f"at most {MOST_RUNS:,}: use fewer seeds or grid values, or several sweeps")  # fmt: skip
-    settings = {"steps": steps, "probe": probe, "every": every, "batched": True}
+    settings = {"steps": steps, "probe": probe, "every": every}
     variants = _variants(method_list, axes)
     tiles, room = _tiles(problem_list, method_list, variants, seed_list, axes, settings, tile, on_nonfinite)
     frame = _frame(problem_list, method_list, variants, seed_list, axes, steps, every)
@@ -225,6 +230,11 @@ class Tile(NamedTuple):
     plan: Plan
     program: str  # Named after the first run that it is for.
 
+    @property
+    def go(self) -> Compiled:
+        """The program that goes on."""
+        return go_jit if self.width == 1 else go_many_jit
+
     def inputs(self) -> tuple[Any, ...]:
         """The tile's problems, methods and keys, stacked, and their plan; a short tile repeats its first run."""
         rows = [*self.rows, *[self.rows[0]] * (self.width - len(self.rows))]
@@ -236,7 +246,7 @@ class Tile(NamedTuple):
         problem, method = jax.tree.map(partial(_stacked, self.width), (self.rows[0].problem, self.rows[0].method))
         keys = jax.ShapeDtypeStruct((self.width,), seed_keys([0]).dtype)
         begun = begin_jit.trace(problem, method, keys, self.plan, **settings)
-        return begun, proceed_jit.trace(*begun.out_info, np.int32(0))
+        return begun, self.go.trace(problem, method, self.plan, *begun.out_info, np.int32(0), **going(settings))
 
 
 def _tiles(
@@ -266,10 +276,11 @@ def _tiles(
         check_run(problem, method, settings["steps"], settings["every"], on_nonfinite)
         params = jax.tree.leaves(jax.eval_shape(rows[0].method.policy.init, one_key, rows[0].problem))
         size = sum(x.size for x in params)
-        alone = settings["every"] > 1 and steps_on_few(problem, method, its)
+        alone = settings["every"] > 1 and its.few and on_cpu()
         width = tile or (1 if alone else 32 if size <= 4096 else max(1, min(8, 204_800 // size)))
         at_point = [f"{axis}={values[i]!r}" for (axis, values), i in zip(axes.items(), point, strict=True)]
         program = "/".join([problem.name, method.name, *at_point])
+        its = dataclasses.replace(its, few=its.few and width == 1)
         more = [Tile(tuple(rows[i : i + width]), width, its, program) for i in range(0, len(rows), width)]
         tiles += more
         with jax.default_device(devices()[0]):
@@ -385,7 +396,8 @@ def _run_tile(
 
     `pace` holds the rows of a segment, by program.
     """
-    course, progress = begin_jit(*tile.inputs(), **settings)
+    problem, method, keys, its = tile.inputs()
+    known, progress = begin_jit(problem, method, keys, its, **settings)
     rows, each = settings["steps"] // settings["every"] + 1, len(tile.rows) * max(settings["steps"], 1)
     if store is not None and store.path(number, part=True).exists():
         progress = _restored(store, number, progress)
@@ -399,7 +411,8 @@ def _run_tile(
                 return {}
             saved = time.monotonic()
         until, begun = min(rows, done + pace.get(tile.program, 1)), time.monotonic()
-        progress = jax.block_until_ready(proceed_jit(course, progress, np.int32(until)))
+        progress = tile.go(problem, method, its, known, progress, np.int32(until), **going(settings))
+        jax.block_until_ready(progress)
         tick(each * (until - done) / rows)
         took = max(time.monotonic() - begun, 1e-6)
         pace[tile.program] = max(1, int((until - done) * min(16, SEGMENT / took)))
@@ -407,8 +420,8 @@ def _run_tile(
     lanes = len(tile.rows)
     result = {
         "place": np.asarray([row.place for row in tile.rows], np.int32),
-        "first_bad_step": np.asarray(progress.carry.first_bad_step)[:lanes],
-        **{f"record.{name}": np.asarray(x).swapaxes(0, 1)[:lanes] for name, x in progress.record.items()},
+        "first_bad_step": np.asarray(progress.first_bad_step)[:lanes],
+        **{f"record.{name}": np.asarray(x)[:lanes] for name, x in progress.record.items()},
     }
     if store is None:
         return result

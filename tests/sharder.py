@@ -17,7 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from bandit_pft import ADAM, SGD, Method, bandit, join_processes, shard_actions, simulate, tabular_shared
-from bandit_pft.simulate import plan, run_jit, seed_key
+from bandit_pft.engine.state import plan
+from bandit_pft.simulate import run_jit, seed_key
 
 METHODS = {
     # Slow enough that a rounding stays one: at rate 5 the run leaps, and multiplies it by ten.

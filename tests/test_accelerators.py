@@ -12,8 +12,10 @@ import pytest
 from jax.extend.core import ClosedJaxpr, Literal
 
 from bandit_pft import SGD, Method, bandit, paper_bandit, standard_probe, top_probe
+from bandit_pft.engine.state import plan
 from bandit_pft.kernels import on_cpu
-from bandit_pft.simulate import begin_jit, plan, proceed_jit, run_jit, seed_key, seed_keys
+from bandit_pft.simulate import run_jit, seed_key, seed_keys
+from bandit_pft.sweep import begin_jit, go_many_jit
 
 SHORT = paper_bandit("R5")
 LONG = bandit(np.linspace(0, 1, 40_000), name="long")
@@ -107,8 +109,11 @@ def test_a_tile_of_a_sweep_asks_nothing_of_the_host_and_decides_nothing_by_its_n
     stack = lambda tree: jax.tree.map(lambda x: np.stack([np.asarray(x)] * 4), tree)
     arguments = stack(problem), stack(method), seed_keys(range(4)), plan(problem, method)
     with jax.default_device("tpu"):
-        begun = begin_jit.trace(*arguments, steps=6, probe=standard_probe, every=3, batched=True)
-        program = proceed_jit.trace(*begun.out_info, np.int32(2))
+        begun = begin_jit.trace(*arguments, steps=6, probe=standard_probe, every=3)
+        problem, method, _, its_plan = arguments
+        program = go_many_jit.trace(
+            problem, method, its_plan, *begun.out_info, np.int32(2), probe=standard_probe, every=3
+        )
     assert wanted_of_the_host(program, *ACCELERATORS) == set()
     assert decided_by_numbers(program.jaxpr) == decided_by_numbers(begun.jaxpr) == set()
 

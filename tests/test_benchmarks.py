@@ -15,7 +15,8 @@ import jax
 import numpy as np
 import pytest
 
-from bandit_pft.simulate import plan, run_jit, seed_key, steps_on_few
+from bandit_pft.engine.state import plan
+from bandit_pft.simulate import run_jit, seed_key
 from benchmarks import __main__ as command
 from benchmarks import device_check, figure, gpu, history, scaling
 from benchmarks.__main__ import cell, disagreement, main
@@ -283,7 +284,7 @@ def test_exact_points_do_the_same_work_and_only_dense_ones_touch_every_action():
     assert [p.actions for p in exact] == [100, 1000, 10_000, 100_000, 1_000_000]
     for name, few in ((scaling.SPARSE, True), (scaling.DENSE, False)):
         problem, method, _ = scaling.setting(scaling.curves(True)[name].points[0])
-        assert steps_on_few(problem, method, plan(problem, method)) == few
+        assert plan(problem, method).few == few
 
 
 def test_longer_responses_are_points_as_well():

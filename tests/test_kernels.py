@@ -144,10 +144,13 @@ def test_draws_follow_masses_that_were_replaced():
 def test_less_effort_goes_into_compiling_on_a_cpu_and_nowhere_else(monkeypatch):
     """Also where a later call is for another platform than the first."""
     monkeypatch.setattr(jax, "jit", lambda f, **how: lambda *_, **__: how)
-    made = kernels.Compiled(lambda x, times: x * times, static_argnames="times")
-    for platform, options in (("cpu", {"compiler_options": {"xla_backend_optimization_level": 1}}), ("gpu", {})):
-        with jax.default_device(platform):
-            assert made(3, times=2) == {**options, "static_argnames": "times"}
+    light = {"xla_backend_optimization_level": 1}
+    unsplit = {**light, "xla_disable_hlo_passes": "cpu-parallel-task-assigner", "xla_cpu_prefer_vector_width": 512}
+    for many, options in ((False, light), (True, unsplit)):
+        made = kernels.Compiled(lambda x, times: x * times, many=many, static_argnames="times")
+        for platform, wanted in (("cpu", {"compiler_options": options}), ("gpu", {})):
+            with jax.default_device(platform):
+                assert made(3, times=2) == {**wanted, "static_argnames": "times"}
 
 
 def test_a_compiled_function_is_that_function_and_has_all_that_jit_gives():
@@ -157,3 +160,11 @@ def test_a_compiled_function_is_that_function_and_has_all_that_jit_gives():
     for found in (made(x), made.lower(x).compile()(x), jax.jit(made)(x), jax.vmap(made)(x[None])[0]):
         np.testing.assert_allclose(found, wanted, rtol=1e-6)
     assert made.eval_shape(x).shape == ()
+
+
+@pytest.mark.parametrize("shape", [(2,), (3, 1, 5), (1, 2, 1000)])
+@pytest.mark.parametrize("step", [0, 7, 2**29])
+def test_the_uniform_numbers_of_a_step_are_those_of_jax(shape, step):
+    key = jax.random.key(5)
+    wanted = jax.random.uniform(jax.random.fold_in(key, step), shape)
+    np.testing.assert_array_equal(kernels.uniform_at(key, jnp.asarray(step), shape), wanted)

@@ -96,7 +96,7 @@ def test_a_sweep_names_ranks_and_units_and_a_store_tells_one_k_from_another(tmp_
         (lambda: top_probe(2.5), TypeError, "k is 2.5; it must be a whole number"),
         (lambda: top_probe(True), TypeError, "k is True"),
         (lambda: recorded(R5, top_probe(101)), ConfigError, "top_probe(101): the problem has 100 responses"),
-        (lambda: top_probe(2)(R5, State(*[None] * 12)), ConfigError, "top_probe(2) needs responses that can be enum"),
+        (lambda: top_probe(2)(R5, State(log_probs=None)), ConfigError, "top_probe(2) needs responses that can be enum"),
     ],
     ids=["none", "half", "bool", "more than there are", "no table"],
 )

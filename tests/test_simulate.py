@@ -1,9 +1,9 @@
 """The loop does what Algorithm 1 says; its exact dynamics are those of a plain NumPy loop."""
 
-import importlib
 import json
 import math
 from dataclasses import replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -32,13 +32,16 @@ from bandit_pft import (
     tabular_shared,
     transformer,
 )
+from bandit_pft.engine import few as few_steps
+from bandit_pft.engine import learners, loop
+from bandit_pft.engine import state as planning
+from bandit_pft.engine.steps import Run
 from bandit_pft.errors import ConfigError, DomainError, NumericsError, ResourceError, ShapeError
 from bandit_pft.groups import best_of_n_weights
 from bandit_pft.objectives import OBJECTIVES
+from bandit_pft.problems import log_softmax
 from bandit_pft.simulate import seed_key
 
-# The package gives this name to the function.
-simulating = importlib.import_module("bandit_pft.simulate")
 R4, R5 = paper_bandit("R4"), paper_bandit("R5")
 
 
@@ -468,7 +471,7 @@ def test_normalisers_found_near_the_last_ones_give_the_same_runs(
     go = lambda: simulate(long_problem(forbidden, actions), method, 0, steps=30)
     near = go()
     jax.clear_caches()
-    monkeypatch.setattr(simulating, "on_cpu", lambda: False)
+    monkeypatch.setattr(learners, "on_cpu", lambda: False)
     plain = go()
     jax.clear_caches()
     for key, wanted in plain.record.items():
@@ -498,16 +501,49 @@ def test_a_run_whose_normaliser_is_found_anew_leaves_its_neighbours_alone():
     np.testing.assert_array_equal(same(beside_it), same(beside_another))
 
 
+def test_a_context_whose_normaliser_is_found_anew_leaves_the_others_alone():
+    """To the last bit: two contexts of one run, of which one takes steps so long that it starts over."""
+    reward = np.random.default_rng(0).random(4000)
+    whole = lambda problem, state: {"log_prob": state.log_probs}
+
+    def first(scale):
+        problem = bandit(jnp.asarray([reward, scale * reward]), features=jnp.zeros((2, 1)))
+        method = Method("reinforce", data="exact", learning_rate=1.0, optimizer=SGD)
+        return simulate(problem, method, 0, steps=4, probe=whole).record["log_prob"][:, 0]
+
+    np.testing.assert_array_equal(first(1e7), first(1.0))
+
+
+@pytest.mark.parametrize("name", ["dpo", "ipo", "rloo", "grpo"])
+def test_adam_leaves_alone_what_nobody_drew_where_forces_cancel(name):
+    """The sum of forces is then rounding, of which an optimiser that divides by its size makes full steps."""
+    problem, steps = paper_bandit("R4"), 20
+    watch = lambda problem, state: {"drawn": state.groups.response, "params": state.params}
+    record = simulate(problem, Method(name, on_policy=0.0, optimizer=ADAM), 0, steps=steps, probe=watch).record
+    never = np.setdiff1d(np.arange(100), np.asarray(record["drawn"]))
+    assert never.size > 50 and np.abs(record["params"][-1]).max() > 0.5
+    assert not np.asarray(record["params"])[..., never].any()
+
+
+@pytest.mark.parametrize("name", ["dpo", "grpo", "kto"])
+@pytest.mark.parametrize("data", ["exact", "sampled"])
+def test_a_run_whose_reward_is_no_number_is_reported_as_one_that_diverged(name, data):
+    unlucky = lambda features, response, mask: jnp.where(response[0] == 1, jnp.nan, response[0])
+    problem = sequences(jnp.zeros((1, 1, 3)), reward_fn=unlucky)
+    with pytest.warns(UserWarning, match="diverged"):
+        assert int(simulate(problem, Method(name, data=data), 0, steps=5).first_bad_step) == 0
+
+
 @pytest.mark.parametrize("name", ["reinforce", "grpo"])
 @pytest.mark.parametrize("data", ["exact", "sampled"])
 def test_only_a_reference_that_forbids_something_is_looked_through_for_it(name, data):
     """Where nothing is forbidden, looking changes nothing; under a trace nobody knows, and one looks."""
     method = Method(name, learning_rate=1.0, data=data, optimizer=SGD)
     free, bound = long_problem(actions=100), long_problem(forbidden=True, actions=100)
-    assert [simulating.plan(problem, method).forbids for problem in (free, bound)] == [False, True]
+    assert [planning.plan(problem, method).forbids for problem in (free, bound)] == [False, True]
     record, params, _ = simulate(free, method, 0, steps=5)
     traced = jax.jit(lambda problem, key: simulate(problem, method, key, steps=5))
-    looked, same, _ = traced(free, simulating.seed_key(0))
+    looked, same, _ = traced(free, seed_key(0))
     np.testing.assert_allclose(params, same, rtol=1e-5, atol=1e-7)
     np.testing.assert_allclose(record["kl"], looked["kl"], rtol=1e-5, atol=1e-6)
     _, params, _ = simulate(bound, method, 0, steps=5)
@@ -518,23 +554,25 @@ def test_a_normaliser_is_that_of_its_step():
     """It is what the next step starts from; one left behind would be found anew, by way of the maximum, ever after."""
     method = Method("reinforce", data="exact", learning_rate=1e4, optimizer=SGD)
     seen = lambda problem, state: {"params": state.params}
-    arguments = long_problem(), method, jax.random.key(0), simulating.plan(long_problem(), method)
-    course, progress = simulating.begin_jit(*arguments, steps=5, every=1, probe=seen)
-    after = simulating.proceed_jit(course, progress, 5)
-    logits = np.asarray(course.loop.ref, np.float64) + np.asarray(after.record["params"][4], np.float64)
+    problem = long_problem()
+    plan = planning.plan(problem, method)
+    known, progress = loop.begin(problem, method, jax.random.key(0), plan, steps=5, every=1, probe=seen)
+    after = jax.jit(partial(loop.go, every=1, probe=seen))(problem, method, plan, known, progress, 5)
+    logits = np.asarray(log_softmax(problem.ref_logits[:, 0]), np.float64) + np.asarray(after.record["params"][4])
     assert abs(special.logsumexp(logits, axis=1)).min() > 0.1
-    np.testing.assert_allclose(after.carry.norm, special.logsumexp(logits, axis=1), rtol=1e-5)
+    np.testing.assert_allclose(after.near, special.logsumexp(logits, axis=1), rtol=1e-5)
 
 
-@pytest.mark.parametrize(("contexts", "steps"), [(1, 300), (1, 5), (150, 3)])
-def test_what_is_drawn_ahead_in_pieces_is_what_every_step_would_draw(contexts, steps):
-    problem = bandit(jnp.zeros((contexts, 7)), jnp.zeros((contexts, 7)), features=jnp.zeros((contexts, 1)))
-    method = Method("dpo", label_noise=0.5)
-    loop = simulating.Loop.make(problem, method, jax.random.key(3), steps, False)
-    here = jax.vmap(loop.draw)(jnp.arange(steps + 1))
-    np.testing.assert_array_equal(loop.draws.uniform[: steps + 1], here.uniform)
-    words = lambda keys: np.asarray(jax.random.key_data(keys))
-    np.testing.assert_array_equal(words(loop.draws.noise)[: steps + 1], words(here.noise))
+def test_what_the_next_collection_is_drawn_with_is_known_one_ahead_and_the_same_in_every_run():
+    problem, method = paper_bandit("R5"), Method("dpo", label_noise=0.5, num_responses=3)
+    plan, seen = planning.plan(problem, method), lambda problem, state: {"step": state.step}
+    known, progress = loop.begin(problem, method, jax.random.key(3), plan, steps=4, every=1, probe=seen)
+    for step in range(3):
+        uniform = jax.random.uniform(jax.random.fold_in(known.key, step), (1, 1, 3))
+        np.testing.assert_array_equal(progress.ahead.draws, uniform)
+        noise = jax.random.gumbel(jax.random.fold_in(jax.random.fold_in(known.key, step), 1), (1, 3))
+        np.testing.assert_allclose(progress.ahead.noise, noise, rtol=1e-6)
+        progress = loop.go(problem, method, plan, known, progress, step + 1, every=1, probe=seen)
 
 
 # --- steps on the drawn responses alone --------------------------------------------------------------------------
@@ -556,7 +594,7 @@ def few_are_many(monkeypatch):
     Among thousands, two programs that differ in their last bits draw another action once in a while.
     """
     jax.clear_caches()
-    monkeypatch.setattr(simulating, "SPARSE", 100)
+    monkeypatch.setattr(planning, "SPARSE", 100)
     monkeypatch.setattr(kernels, "BLOCK", 16)
     yield
     jax.clear_caches()
@@ -568,17 +606,20 @@ def drawn_probe(problem, state):
 
 def on_few_and_on_all(problem, method, monkeypatch, **settings):
     """The same run with and without steps on few, and how many of the steps after the first one were on few."""
-    course, progress = simulating.begin_jit(
-        problem, method, jax.random.key(0), simulating.plan(problem, method), every=settings["steps"],
-        probe=drawn_probe, **settings,
-    )  # fmt: skip
-    taken = jax.jit(lambda course, carry: course.stretches(carry, jnp.asarray(0), course.steps)[0])
-    count = int(taken(course, progress.carry)) if method.optimizer is SGD else 0
+    plan, steps = planning.plan(problem, method), settings["steps"]
+    known, progress = loop.begin(problem, method, jax.random.key(0), plan, every=steps, probe=drawn_probe, **settings)
+
+    @jax.jit
+    def taken(known, progress):
+        run = Run.of(problem, method, plan, known)
+        return few_steps.stretches(run, loop.ready(run, progress), jnp.asarray(0), steps)[0]
+
+    count = int(taken(known, progress)) if plan.few else 0
     go = lambda: simulate(problem, method, 0, every=settings["steps"], probe=drawn_probe, **settings)
     few = go()
     jax.clear_caches()
     with monkeypatch.context() as dense:
-        dense.setattr(simulating, "SPARSE", 10**9)
+        dense.setattr(planning, "SPARSE", 10**9)
         everything = go()
     jax.clear_caches()
     return few, everything, count
@@ -659,9 +700,9 @@ def test_a_run_on_few_that_diverges_stops_at_the_same_step_as_one_on_all(few_are
 ])  # fmt: skip
 def test_steps_on_few_are_for_tables_under_plain_gradient_descent_alone(change, few_are_many):
     method, problem = Method("grpo", num_responses=16, optimizer=SGD), wide_problem()
-    assert simulating.steps_on_few(problem, method, simulating.plan(problem, method))
+    assert planning.plan(problem, method).few
     other = replace(method, **change)
-    assert not simulating.steps_on_few(problem, other, simulating.plan(problem, other))
+    assert not planning.plan(problem, other).few
 
 
 def test_a_run_on_few_in_a_sweep_is_that_of_its_own(few_are_many):

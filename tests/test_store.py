@@ -131,19 +131,21 @@ def test_cutting_a_run_into_segments_changes_no_bit(monkeypatch, which):
 
 def count_calls(monkeypatch, interrupt_at=None):
     """Count the segments that run; stop the one with this number, as Ctrl-C between two segments would."""
-    proceed, calls = sweeping.proceed_jit, []
+    calls = []
 
     class Counting:
-        trace = proceed.trace
+        def __init__(self, go):
+            self.go, self.trace = go, go.trace
 
-        def __call__(self, *arguments):
+        def __call__(self, *arguments, **settings):
             if not is_traced(arguments):  # Being traced is not running.
                 calls.append(arguments)
             if len(calls) == interrupt_at:
                 raise KeyboardInterrupt
-            return proceed(*arguments)
+            return self.go(*arguments, **settings)
 
-    monkeypatch.setattr(sweeping, "proceed_jit", Counting())
+    for name in ("go_jit", "go_many_jit"):
+        monkeypatch.setattr(sweeping, name, Counting(getattr(sweeping, name)))
     return calls
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from bandit_pft.engine.learners import Learner, View
-from bandit_pft.engine.state import Drawn, Plan
+from bandit_pft.engine.state import Chance, Drawn, Plan
 from bandit_pft.groups import ExactGroup, Group, prepare, weighted_mean
 from bandit_pft.kernels import total
 from bandit_pft.methods import Method, batch_sizes
@@ -26,13 +26,21 @@ def contexts_at(problem: Problem, method: Method, plan: Plan, order: Array, step
     return order[((step // plan.period) * prompts + jnp.arange(prompts)) % problem.num_contexts]
 
 
-def collect(method: Method, learner: Learner, view: View, key: Key[Array, ""], step: Any) -> Drawn:
-    """New responses to each of the view's contexts; a function of the run's key, the step and the learner alone."""
-    here = jax.random.fold_in(key, step)
-    drawn = learner.draw(view, learner.random(here))
-    if method.label_noise is None or drawn.response is None:
-        return drawn
-    return drawn._replace(noise=jax.random.gumbel(jax.random.fold_in(here, 1), drawn.response.shape[:2]))
+def chance(problem: Problem, method: Method, learner: Learner, key: Key[Array, ""], step: Any) -> Chance:
+    """Random numbers of the collection at a step: a function of the run's key and the step alone.
+
+    They are had one collection ahead: in the loop's memory, XLA does not hash them anew for everything that reads them.
+    """
+    noise = None
+    if method.label_noise is not None and method.data == "sampled":
+        here = jax.random.fold_in(jax.random.fold_in(key, step), 1)
+        noise = jax.random.gumbel(here, (batch_sizes(problem, method)[0], method.num_responses))
+    return Chance(learner.random(key, step), noise)
+
+
+def collect(learner: Learner, view: View, chance: Chance) -> Drawn:
+    """New responses to each of the view's contexts."""
+    return learner.draw(view, chance.draws)._replace(noise=chance.noise)
 
 
 def judge(

@@ -25,7 +25,7 @@ from bandit_pft.engine.sources import (
     sequence_source,
 )
 from bandit_pft.engine.state import Drawn, Known, Plan
-from bandit_pft.kernels import levels, logsumexp, on_cpu, sample_from_mass, total
+from bandit_pft.kernels import levels, logsumexp, on_cpu, sample_from_mass, total, uniform_at
 from bandit_pft.methods import Method, batch_sizes
 from bandit_pft.policies import softmax_table
 from bandit_pft.problems import Problem, log_softmax
@@ -58,7 +58,7 @@ class Learner(NamedTuple):
         near: what is kept from one look to the next, at first; None for most.
         look: (params, near, contexts [M]) -> (view, near).
         read: (view, response [M, N, T]) -> (logp [M, N, T], pull), and pull takes a slope there to the parameters.
-        random: key of a step -> what its collection is drawn with.
+        random: (key, step) -> what the collection of this step is drawn with.
         draw: (view, random) -> a collection of N responses, or of all, to each of the view's contexts.
         lay: (contexts, drawn) -> responses [M, N, T], their mask and their weights [M, N].
         table: (params, contexts) -> [M, A], or None where responses cannot be enumerated.
@@ -68,7 +68,7 @@ class Learner(NamedTuple):
     near: Any
     look: Callable[[PyTree, Any, Int[Array, " M"]], tuple[View, Any]]
     read: Callable[[View, Any], tuple[Float[Array, "M N T"], Pull]]
-    random: Callable[[Key[Array, ""]], Any]
+    random: Callable[[Key[Array, ""], Any], Any]
     draw: Callable[[View, Any], Drawn]
     lay: Callable[[Int[Array, " M"], Drawn], tuple[Array, Array, Array]]
     table: Callable[[PyTree, Int[Array, " M"]], Float[Array, "M A"]] | None
@@ -97,15 +97,13 @@ def choose(problem: Problem, method: Method, plan: Plan, known: Known) -> Learne
 
 
 # --- tables of all actions -------------------------------------------------------------------------------------------
-def softmax(
-    problem: Problem, method: Method, plan: Plan, read: Reader, reference: Source, data: Source
-) -> Learner:
+def softmax(problem: Problem, method: Method, plan: Plan, read: Reader, reference: Source, data: Source) -> Learner:
     """A table = reference + lead, normalised here: its gradient has a closed form."""
     lead = method.policy.lead
     ref = log_softmax(problem.ref_logits[:, 0])
     prompts, minibatch = batch_sizes(problem, method)
-    remembers = on_cpu() and problem.num_responses >= LONG and minibatch == prompts == problem.num_contexts
-    near = jnp.zeros(problem.num_contexts) if remembers else None
+    remembers = plan.few or (problem.num_responses >= LONG and minibatch == prompts == problem.num_contexts)
+    near = jnp.zeros(problem.num_contexts) if remembers and on_cpu() else None
     leads = lambda params, contexts: per_context(lambda c: lead(params, problem, c), contexts, problem)
     logits = lambda params, contexts: rows(ref, contexts) + leads(params, contexts)
 
@@ -196,7 +194,7 @@ def table_draws(
         response = drawn.response
         return response, jnp.ones(response.shape, bool), jnp.full(response.shape[:2], weight)
 
-    return lambda key: jax.random.uniform(key, shape), draw, lay
+    return lambda key, step: uniform_at(key, jnp.asarray(step), shape), draw, lay
 
 
 def mixed(method: Method, plan: Plan, data: Source) -> Callable[[View], tuple[Array, Array]]:
@@ -232,7 +230,12 @@ def sequences(problem: Problem, method: Method, plan: Plan, reference: Source, d
         logp, back = jax.vjp(lambda params: log_prob(params, view.contexts, response), view.params)
         return logp, lambda slope: back(slope)[0]
 
-    def draw(view: View, keys: Key[Array, " B"]) -> Drawn:
+    def words(key: Key[Array, ""], step: Any) -> Array:
+        # Not as keys: a checkpoint holds plain numbers.
+        return jax.random.key_data(jax.random.split(jax.random.fold_in(key, step), prompts))
+
+    def draw(view: View, words: Array) -> Drawn:
+        keys = jax.random.wrap_key_data(words, impl="threefry2x32")
         own_key, data_key, mix_key = jnp.moveaxis(jax.vmap(lambda key: jax.random.split(key, 3))(keys), 1, 0)
         scores, responses = [], []
         if plan.regime != "data":
@@ -257,7 +260,7 @@ def sequences(problem: Problem, method: Method, plan: Plan, reference: Source, d
     own = policy.table
     table = lambda params, contexts: per_context(lambda c: own(params, problem, c), contexts, problem)
     table = table if own is not None and problem.enumerable else None
-    return Learner(None, look, read, lambda key: jax.random.split(key, prompts), draw, lay, table, reference, data)
+    return Learner(None, look, read, words, draw, lay, table, reference, data)
 
 
 # --- all responses ---------------------------------------------------------------------------------------------------
@@ -288,7 +291,8 @@ def enumerated(learner: Learner, problem: Problem, method: Method, plan: Plan) -
         # A mixture of two policies over whole responses has no tokens of its own: the learner's stand in, and what the
         # total differs by is at the first token.
         responses = of_each(view.contexts, response)
-        own = learner.read(view, responses)[0] if plan.regime != "data" else learner.data.log_prob(view.contexts, responses)
+        offline = plan.regime == "data"
+        own = learner.data.log_prob(view.contexts, responses) if offline else learner.read(view, responses)[0]
         tokens = jnp.where(mask, own, 0)
         missing = table - tokens.sum(-1)
         return tokens.at[..., 0].add(jnp.where(jnp.isfinite(missing), missing, 0))
@@ -299,4 +303,4 @@ def enumerated(learner: Learner, problem: Problem, method: Method, plan: Plan) -
             exists &= possible(contexts, jnp.where(mask, drawn.old, 0).sum(-1))[..., None]
         return of_each(contexts, response), exists, drawn.weight
 
-    return learner._replace(random=lambda key: None, draw=draw, lay=lay)
+    return learner._replace(random=lambda key, step: None, draw=draw, lay=lay)

@@ -12,7 +12,9 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from bandit_pft.errors import is_traced
-from bandit_pft.methods import Method, batch_sizes
+from bandit_pft.kernels import SPARSE
+from bandit_pft.methods import SGD, Method, batch_sizes
+from bandit_pft.policies import tabular
 from bandit_pft.problems import Problem
 
 OnNonfinite = Literal["freeze", "raise", "keep"]
@@ -20,7 +22,9 @@ FOREVER = 2**30  # Gradient steps that no run takes.
 
 
 @partial(
-    jax.tree_util.register_dataclass, data_fields=("period", "freeze"), meta_fields=("collects", "regime", "forbids")
+    jax.tree_util.register_dataclass,
+    data_fields=("period", "freeze"),
+    meta_fields=("collects", "regime", "forbids", "few"),
 )
 @dataclass(frozen=True)
 class Plan:
@@ -32,6 +36,7 @@ class Plan:
         collects: at every step, before the first one only, or every `period` steps.
         regime: where responses come from.
         forbids: whether some response may be forbidden, by the reference or in the data.
+        few: whether steps may be taken on the drawn responses alone (see `engine.few`).
     """
 
     period: Any
@@ -39,6 +44,7 @@ class Plan:
     collects: Literal["always", "once", "sometimes"]
     regime: Literal["own", "data", "mixture"]
     forbids: bool
+    few: bool = False
 
 
 class Known(NamedTuple):
@@ -48,6 +54,13 @@ class Known(NamedTuple):
     order: Int[Array, " S"]
     key: Key[Array, ""]
     proxy: Float[Array, " V"] | None
+
+
+class Chance(NamedTuple):
+    """Random numbers of one collection: where its responses come from, and the labels' noise if there is any."""
+
+    draws: Array | None
+    noise: Float[Array, "B N"] | None
 
 
 class Drawn(NamedTuple):
@@ -72,20 +85,20 @@ class Progress(NamedTuple):
     Attributes:
         row: rows recorded.
         near: what the learner keeps of its last step besides parameters, or None.
+        ahead: what the next collection will be drawn with.
         drawn: the collection in hand, None where it need not be kept.
         stats: decayed sums of 1, the reward and its square, None for an objective that reads no running statistics.
         first_bad_step: -1 while the run is healthy.
-        moved: whether any force was not 0.
     """
 
     row: Array
     params: PyTree
     optimizer: PyTree
     near: PyTree
+    ahead: PyTree
     drawn: Drawn | None
     stats: Float[Array, " moments"] | None
     first_bad_step: Int[Array, ""]
-    moved: Array
     record: PyTree
 
 
@@ -98,13 +111,17 @@ def collection_period(problem: Problem, method: Method) -> int:
 def plan(problem: Problem, method: Method, on_nonfinite: OnNonfinite = "freeze") -> Plan:
     """The plan of one run, in plain numbers."""
     fraction, period = float(method.on_policy), collection_period(problem, method)
-    return Plan(
-        np.int32(period),
-        np.bool_(on_nonfinite != "keep"),
-        "always" if period == 1 else "once" if period == FOREVER else "sometimes",
-        "own" if fraction >= 1 else "data" if fraction <= 0 else "mixture",
-        _forbids(problem.ref_logits) or (problem.data_logits is not problem.ref_logits and _forbids(problem.data_logits)),
-    )
+    collects: Any = "always" if period == 1 else "once" if period == FOREVER else "sometimes"
+    regime: Any = "own" if fraction >= 1 else "data" if fraction <= 0 else "mixture"
+    free = problem.data_logits is problem.ref_logits
+    forbids = _forbids(problem.ref_logits) or (not free and _forbids(problem.data_logits))
+    prompts, minibatch = batch_sizes(problem, method)
+    few = (
+        method.data == "sampled" and method.policy is tabular and method.optimizer is SGD
+        and method.reference == "problem" and problem.length == 1 and problem.num_responses >= SPARSE
+        and minibatch == prompts == problem.num_contexts and (regime == "own" or collects == "once")
+    )  # fmt: skip
+    return Plan(np.int32(period), np.bool_(on_nonfinite != "keep"), collects, regime, forbids, few)
 
 
 def _forbids(logits: Any) -> bool:
