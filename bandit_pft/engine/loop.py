@@ -11,7 +11,7 @@ from jaxtyping import Array, Key
 
 from bandit_pft.engine import collection, few
 from bandit_pft.engine.state import Known, Plan, Progress
-from bandit_pft.engine.steps import Run, learn, look
+from bandit_pft.engine.steps import Run, first_bad, learn, look
 from bandit_pft.errors import naming
 from bandit_pft.groups import prepare
 from bandit_pft.kernels import on_cpu
@@ -21,19 +21,26 @@ from bandit_pft.problems import Problem
 from bandit_pft.proxy import fit_proxy
 
 
-def note(run: Run, progress: Progress, step: Any, probe: Probe) -> dict[str, Array]:
-    """What the probe sees before a step; what it does not ask for is not computed."""
+def batch(run: Run, progress: Progress, step: Any) -> dict[str, Any]:
+    """The batch that a run is about to learn from, with its loss and forces."""
+    view, _, drawn, stats = look(run, progress, step)
+    groups = run.judge(view.contexts, drawn, stats)
+    logp, _ = run.learner.read(view, groups.response)
+    groups = collection.prepared(groups, logp)
+    loss, slope = jax.value_and_grad(run.loss)(logp, groups)
+    return {"groups": groups, "logp": logp, "loss": loss, "force": -slope}
+
+
+def note(run: Run, progress: Progress, step: Any, probe: Probe) -> tuple[dict[str, Array], Array]:
+    """What the probe sees before a step, and whether the loss is finite, if it asks for that."""
     problem, learner, known = run.problem, run.learner, run.known
     everything = jnp.arange(problem.num_contexts)
     listed = lambda f: None if learner.table is None else f(everything)
+    asked = []
 
-    def batch() -> dict[str, Any]:
-        view, _, drawn, stats = look(run, progress, step)
-        groups = run.judge(view.contexts, drawn, stats)
-        logp, _ = learner.read(view, groups.response)
-        groups = collection.prepared(groups, logp)
-        loss, slope = jax.value_and_grad(run.loss)(logp, groups)
-        return {"groups": groups, "logp": logp, "loss": loss, "force": -slope}
+    def ask(name: str) -> Any:
+        asked.append(name)
+        return batch(run, progress, step)[name]
 
     state = State(
         step=step,
@@ -41,13 +48,14 @@ def note(run: Run, progress: Progress, step: Any, probe: Probe) -> dict[str, Arr
         log_probs=listed(lambda contexts: learner.table(progress.params, contexts)),
         ref_log_probs=listed(learner.reference.table),
         rewards=listed(jax.vmap(problem.reward_table)),
-        **{name: partial(lambda name: batch()[name], name) for name in ("groups", "logp", "force", "loss")},
+        **{name: partial(ask, name) for name in ("groups", "logp", "force", "loss")},
         key=jax.random.fold_in(known.key, step),
         policy=run.method.policy,
         ref_params=known.params if run.method.reference == "initial" else None,
     )
     with naming(f"probe {getattr(probe, '__name__', '')} fails"):
-        return {name: jnp.asarray(x) for name, x in probe(problem, state).items()}
+        seen = {name: jnp.asarray(x) for name, x in probe(problem, state).items()}
+    return seen, jnp.isfinite(batch(run, progress, step)["loss"]) if "loss" in asked else jnp.asarray(True)
 
 
 def begin(problem: Problem, method: Method, key: Key[Array, ""], plan: Plan, *, steps: int, probe: Probe, every: int
@@ -64,11 +72,17 @@ def begin(problem: Problem, method: Method, key: Key[Array, ""], plan: Plan, *, 
     run = Run.of(problem, method, plan, known)
     drawn = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(run.first)[0])
     progress = Progress(
-        row=jnp.zeros((), jnp.int32), params=known.params, optimizer=method.optimizer.init(known.params), near=run.learner.near,
-        ahead=None if plan.collects == "once" else run.chance(0), drawn=drawn if plan.collects == "sometimes" else None,
-        stats=run.stats(), first_bad_step=jnp.full((), -1, jnp.int32), record=None,
-    )  # fmt: skip
-    seen = jax.eval_shape(lambda: note(run, ready(run, progress), jnp.asarray(0), probe))
+        row=jnp.zeros((), jnp.int32),
+        params=known.params,
+        optimizer=method.optimizer.init(known.params),
+        near=run.learner.near,
+        ahead=None if plan.collects == "once" else run.chance(0),
+        drawn=drawn if plan.collects == "sometimes" else None,
+        stats=run.stats(),
+        first_bad_step=jnp.full((), -1, jnp.int32),
+        record=None,
+    )
+    seen = jax.eval_shape(lambda: note(run, ready(run, progress), jnp.asarray(0), probe))[0]
     record = jax.tree.map(lambda x: jnp.zeros((steps // every + 1, *x.shape), x.dtype), seen)
     return known, progress._replace(record=record)
 
@@ -89,12 +103,11 @@ def ready(run: Run, progress: Progress) -> Progress:
     return progress._replace(drawn=drawn, stats=stats)
 
 
-def walk(run: Run, progress: Progress, row: Any, end: Any) -> Progress:
-    """Gradient steps from a recorded one up to before `end`; on the drawn responses alone as far as that goes."""
-    step = row
+def walk(run: Run, progress: Progress, step: Any, end: Any) -> Progress:
+    """Gradient steps from this one up to before `end`; on the drawn responses alone as far as that goes."""
     if run.plan.few and on_cpu():
         step, progress = few.stretches(run, progress, step, end)
-    return jax.lax.fori_loop(step, end, lambda step, state: learn(run, state, step, step == row), progress)
+    return jax.lax.fori_loop(step, end, lambda step, state: learn(run, state, step), progress)
 
 
 def go(problem: Problem, method: Method, plan: Plan, known: Known, progress: Progress, until: Any, *, probe: Probe,
@@ -104,9 +117,9 @@ def go(problem: Problem, method: Method, plan: Plan, known: Known, progress: Pro
     last = jax.tree.leaves(progress.record)[0].shape[0] - 1
 
     def row(i: Array, state: Progress) -> Progress:
-        seen = note(run, state, i * every, probe)
+        seen, healthy = note(run, state, i * every, probe)
         record = jax.tree.map(lambda rows, x: rows.at[i].set(x), state.record, seen)
-        state = state._replace(record=record)
+        state = state._replace(record=record, first_bad_step=first_bad(state, healthy, i * every))
         end = jnp.where(i < last, (i + 1) * every, i * every)
         return walk(run, state, i * every, end)
 

@@ -94,25 +94,26 @@ def look(run: Run, progress: Progress, step: Any) -> tuple[View, Any, Drawn, Any
     return view, kept, jax.tree.map(cut, drawn), stats
 
 
-def learn(run: Run, progress: Progress, step: Any, recorded: Any) -> Progress:
-    """One gradient step of one run, before which it was recorded or not."""
+def learn(run: Run, progress: Progress, step: Any) -> Progress:
+    """One gradient step of one run."""
     view, progress, drawn, stats = look(run, progress, step)
     groups = run.judge(view.contexts, drawn, stats)
     logp, pull = run.learner.read(view, groups.response)
-    groups = collection.prepared(groups, logp)
-    slope = jax.grad(run.loss)(logp, groups)
-    # A loss takes more time than its slope: it is looked at where the run is.
-    loss = jax.lax.cond(recorded, lambda: run.loss(logp, groups), lambda: jnp.zeros((), logp.dtype))
-    size = total(jnp.abs(slope).sum(-1)).sum() + total(groups.reward).sum() + loss
-    return update(run, progress, pull(slope), jnp.isfinite(size), step)
+    slope = jax.grad(run.loss)(logp, collection.prepared(groups, logp))
+    healthy = jnp.isfinite(total(jnp.abs(slope).sum(-1)).sum() + total(groups.reward).sum())
+    return update(run, progress, pull(slope), first_bad(progress, healthy, step), step)
 
 
-def update(run: Run, progress: Progress, gradient: Any, healthy: Array, step: Any) -> Progress:
-    """Follow the gradient, unless the run is frozen: its slopes, rewards or loss are not finite, or were not before."""
+def first_bad(progress: Progress, healthy: Array, step: Any) -> Array:
+    """The first step at which the run was not healthy, -1 for none."""
+    return jnp.where((progress.first_bad_step < 0) & ~healthy, step, progress.first_bad_step)
+
+
+def update(run: Run, progress: Progress, gradient: Any, first_bad: Array, step: Any) -> Progress:
+    """Follow the gradient, unless the run is frozen: its slopes or rewards are not finite, or were not before."""
     params = progress.params
     change, optimizer = run.method.optimizer.update(gradient, progress.optimizer, params)
     rate = run.rate(step)
-    first_bad = jnp.where((progress.first_bad_step < 0) & ~healthy, step, progress.first_bad_step)
     keep = lambda new, old: jnp.where((first_bad < 0) | ~run.plan.freeze, new, old)
     return progress._replace(
         params=jax.tree.map(lambda p, u: keep(p + rate.astype(p.dtype) * u, p), params, change),
