@@ -14,9 +14,10 @@ from bandit_pft.objectives import OBJECTIVES
 
 R4, R5 = paper_bandit("R4"), paper_bandit("R5")
 # Plain gradient descent: Adam would make full steps of a force of 0 up to rounding, which differs between programs.
-GRPO = Method("grpo", optimizer=SGD, learning_rate=1.0, num_responses=4)
-ON, OFF = replace(GRPO, name="on"), replace(GRPO, on_policy=0.0, name="off")
-DPO = Method("dpo", optimizer=SGD, learning_rate=1.0, num_responses=4)
+PLAIN = {"optimizer": SGD, "learning_rate": 1.0, "num_responses": 4}
+ON = Method("grpo", **PLAIN, name="on")
+OFF = Method("grpo", **PLAIN, on_policy=0.0, name="off")
+DPO = Method("dpo", **PLAIN)
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +44,7 @@ def test_a_run_has_the_same_bits_whatever_else_is_in_the_sweep_and_in_which_orde
 
 
 def test_methods_see_the_same_randomness_under_one_seed():
-    same = sweep(R5, [ON, Method("grpo", learning_rate=1.0, num_responses=4, name="twin")], seeds=[1, 2], steps=5)
+    same = sweep(R5, [ON, Method("grpo", **PLAIN, name="twin")], seeds=[1, 2], steps=5)
     np.testing.assert_array_equal(same.kl.sel(algorithm="on"), same.kl.sel(algorithm="twin"))
     assert (same.kl.sel(seed=1, step=5) != same.kl.sel(seed=2, step=5)).all()
 
@@ -69,14 +70,14 @@ def test_reward_queries_count_what_was_labelled(data):
 def test_a_grid_gives_one_axis_for_each_name_and_matches_single_runs():
     grid = sweep(R5, DPO, seeds=[0, 1], steps=4, grid={"learning_rate": [0.5, 2.0], "beta": [0.1, 1.0, 5.0]})
     assert dict(grid.kl.sizes) == {"problem": 1, "algorithm": 1, "learning_rate": 2, "beta": 3, "seed": 2, "step": 5}
-    one = sweep(R5, Method("dpo", learning_rate=2.0, hyper={"beta": 5.0}, num_responses=4), seeds=[1], steps=4)
+    one = sweep(R5, replace(DPO, learning_rate=2.0, hyper={"beta": 5.0}), seeds=[1], steps=4)
     place = {"learning_rate": 2.0, "beta": 5.0, "seed": 1}
     np.testing.assert_array_equal(grid.kl.sel(place).values, one.kl.sel(seed=1).values)
 
 
 def test_an_axis_over_reuse_and_on_policy_keeps_runs_apart():
     grid = sweep(R5, ON, seeds=[0], steps=6, grid={"reuse": [1, 3], "on_policy": [0.0, 0.5, 1.0]})
-    one = sweep(R5, Method("grpo", learning_rate=1.0, num_responses=4, reuse=3, on_policy=0.5), seeds=[0], steps=6)
+    one = sweep(R5, replace(ON, reuse=3, on_policy=0.5), seeds=[0], steps=6)
     np.testing.assert_array_equal(grid.kl.sel(reuse=3, on_policy=0.5).values, one.kl.values)
     assert len(np.unique(grid.kl.isel(step=-1))) == 6
 

@@ -71,7 +71,7 @@ class Learner(NamedTuple):
     random: Callable[[Key[Array, ""], Any], Any]
     draw: Callable[[View, Any], Drawn]
     lay: Callable[[Int[Array, " M"], Drawn], tuple[Array, Array, Array]]
-    table: Callable[[PyTree, Int[Array, " M"]], Float[Array, "M A"]] | None
+    table: Any
     reference: Source
     data: Source
 
@@ -99,7 +99,7 @@ def choose(problem: Problem, method: Method, plan: Plan, known: Known) -> Learne
 # --- tables of all actions -------------------------------------------------------------------------------------------
 def softmax(problem: Problem, method: Method, plan: Plan, read: Reader, reference: Source, data: Source) -> Learner:
     """A table = reference + lead, normalised here: its gradient has a closed form."""
-    lead = method.policy.lead
+    lead: Any = method.policy.lead
     ref = log_softmax(problem.ref_logits[:, 0])
     prompts, minibatch = batch_sizes(problem, method)
     remembers = plan.few or (problem.num_responses >= LONG and minibatch == prompts == problem.num_contexts)
@@ -160,7 +160,7 @@ def normalised(logits: Callable[[PyTree], Array], params: PyTree, near: Array) -
 
 def listed(problem: Problem, method: Method, plan: Plan, read: Reader, reference: Source, data: Source) -> Learner:
     """Any policy that has a table of all actions: its gradient is JAX's."""
-    own = method.policy.table
+    own: Any = method.policy.table
 
     def table(params: PyTree, contexts: Array) -> Float[Array, "M A"]:
         return per_context(lambda c: own(params, problem, c), contexts, problem)
@@ -257,7 +257,7 @@ def sequences(problem: Problem, method: Method, plan: Plan, reference: Source, d
         return drawn.response, mask, jnp.full(mask.shape[:2], 1 / n)
 
     look = lambda params, near, contexts: (View(params, contexts), near)
-    own = policy.table
+    own: Any = policy.table
     table = lambda params, contexts: per_context(lambda c: own(params, problem, c), contexts, problem)
     table = table if own is not None and problem.enumerable else None
     return Learner(None, look, read, words, draw, lay, table, reference, data)

@@ -87,12 +87,13 @@ def begin(problem: Problem, method: Method, key: Key[Array, ""], plan: Plan, *, 
     return known, progress._replace(record=record)
 
 
-def fitted(problem: Problem, method: Method, plan: Plan, known: Known, key: Key[Array, ""]) -> Array:
+def fitted(problem: Problem, method: Method, plan: Plan, known: Known, key: Key[Array, ""]) -> Any:
     """A reward model of the data that an offline learner would see."""
     offline = Run.of(problem, method, Plan(plan.period, plan.freeze, "once", "data", plan.forbids), known)
     drawn, _ = offline.first()
     groups = offline.judge(offline.contexts(0), drawn, None)
-    return fit_proxy(method.proxy, prepare(groups), problem.num_tokens, key)
+    kind: Any = method.proxy
+    return fit_proxy(kind, prepare(groups), problem.num_tokens, key)
 
 
 def ready(run: Run, progress: Progress) -> Progress:
@@ -128,7 +129,8 @@ def go(problem: Problem, method: Method, plan: Plan, known: Known, progress: Pro
     return done._replace(row=jnp.asarray(until, jnp.int32), **keep)
 
 
-SIDE_BY_SIDE = Progress(row=None, params=0, optimizer=0, near=0, ahead=0, drawn=0, stats=0, first_bad_step=0, record=0)
+# The axis of many runs in each part of their progress; the row is theirs together.
+SIDE_BY_SIDE: Any = Progress(None, *[0] * (len(Progress._fields) - 1))  # type: ignore[arg-type]
 
 
 def begin_tile(
@@ -145,8 +147,8 @@ def go_tile(problem: Problem, method: Method, plan: Plan, known: Known, progress
     one = partial(go, probe=probe, every=every)
     if progress.first_bad_step.size == 1:
         alone = lambda tree: jax.tree.map(lambda x: x[0], tree)
-        progress = alone(progress._replace(row=None))._replace(row=progress.row)
+        progress = alone(progress._replace(row=progress.row[None]))
         done = one(alone(problem), alone(method), plan, alone(known), progress, until)
-        return jax.tree.map(lambda x: x[None], done._replace(row=None))._replace(row=done.row)
+        return jax.tree.map(lambda x: x[None], done)._replace(row=done.row)
     axes = (0, 0, None, 0, SIDE_BY_SIDE, None)
     return jax.vmap(one, in_axes=axes, out_axes=SIDE_BY_SIDE)(problem, method, plan, known, progress, until)

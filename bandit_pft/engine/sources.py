@@ -24,7 +24,7 @@ class Source(NamedTuple):
         sample: (one context, key, n) -> [n, T].
     """
 
-    table: Callable[[Array], Float[Array, "M A"]] | None
+    table: Any
     log_prob: Callable[[Array, Int[Array, "M N T"]], Float[Array, "M N T"]]
     sample: Callable[[Any, Key[Array, ""], int], Int[Array, "n T"]]
 

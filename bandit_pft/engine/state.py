@@ -67,16 +67,16 @@ class Drawn(NamedTuple):
     """One collection, as it is kept until the next; the rest of a batch follows from it.
 
     Attributes:
-        response: None where every response is enumerated.
-        old: log-probabilities under the policy that the responses come from.
-        weight: that policy's probabilities of all responses, where they are enumerated; otherwise None.
-        noise: of the labels, where there is any.
+        response: [B, N, T], None where every response is enumerated.
+        old: [B, N, T] log-probabilities under the policy that the responses come from.
+        weight: [B, A], that policy's probabilities where all responses are enumerated; otherwise None.
+        noise: [B, N] of the labels, where there is any.
     """
 
-    response: Int[Array, "B N T"] | None
-    old: Float[Array, "B N T"] | Float[Array, "B A T"]
-    weight: Float[Array, "B A"] | None
-    noise: Float[Array, "B N"] | None
+    response: Any
+    old: Float[Array, "B N T"]
+    weight: Any
+    noise: Any
 
 
 class Progress(NamedTuple):
