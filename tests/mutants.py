@@ -371,8 +371,10 @@ ROWS: dict[str, list[tuple[str, str, str, str]]] = {
          "test_gaps.py::test_the_threshold_of_exact_data_is_the_expected_score"),
     ],
     "engine/steps.py": [
-        (" + total(groups.reward).sum()", "", "a reward that is no number passes for healthy",
+        (".sum(-1) + groups.reward).sum()", ".sum(-1)).sum()", "a reward that is no number passes for healthy",
          "test_simulate.py::test_a_run_whose_reward_is_no_number_is_reported_as_one_that_diverged[sampled-dpo]"),
+        ("jnp.abs(slope) + jnp.where(groups.mask, logp, 0)", "jnp.abs(slope)", "a policy that is nan passes for healthy",
+         "test_sweep.py::test_diverging_runs_are_reported_in_one_line_and_the_others_survive"),
         ("(step % (prompts // minibatch)) * minibatch", "(step % (prompts // minibatch))", "minibatches overlap",
          "test_gaps.py::test_minibatches_are_the_parts_of_a_collection"),
         ("jnp.where((first_bad < 0) | ~run.plan.freeze, new, old)", "new", "a run that diverged goes on",

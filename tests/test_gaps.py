@@ -14,7 +14,7 @@ from bandit_pft.proxy import fit_proxy
 
 # --- what a run records ----------------------------------------------------------------------------------------------
 def seen(**known):
-    return State(**known)
+    return State(**dict.fromkeys(("log_probs", "ref_log_probs", "rewards", "ref_params")) | known)
 
 
 def test_exact_metrics_are_means_over_contexts_of_what_numpy_sums():
@@ -49,7 +49,7 @@ def test_sampled_metrics_are_the_exact_ones_within_5_standard_errors():
         for x in (factorised.table(params, problem, 0), problem.ref_table(0), problem.reward_table(0))
     )
     state = seen(params=params, policy=factorised, key=jax.random.key(0))
-    found = jax.jit(lambda key: standard_probe(problem, state._replace(key=key)))(state.key)
+    found = jax.jit(lambda key: standard_probe(problem, state.replace(key=key)))(state.key)
     half_way = (reward.max() + reward.min()) / 2
     draws = {
         "expected_reward": (logp, reward),

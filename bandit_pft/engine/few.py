@@ -85,7 +85,8 @@ def learn_on_few(run: Run, ref: Array, progress: Progress, step: Any) -> tuple[P
     groups = run.judge(view.contexts, drawn, stats)
     logp, _ = run.learner.read(view, groups.response)
     slope, action = jax.grad(run.loss)(logp, prepared(groups, logp))[..., 0], groups.response[..., 0]
-    cancel = (jnp.abs(total(slope)) <= BALANCED * total(jnp.abs(slope))).all() & jnp.isfinite(groups.reward).all()
+    cancel = (jnp.abs(total(slope)) <= BALANCED * total(jnp.abs(slope))).all()
+    cancel &= jnp.isfinite(groups.reward).all() & jnp.isfinite(logp).all()
     taken = cancel & ((progress.first_bad_step < 0) | ~run.plan.freeze)
     keep = lambda new, old: jnp.where(taken, new, old)
     read = lambda table: jnp.take_along_axis(table, action, -1)

@@ -100,7 +100,8 @@ def learn(run: Run, progress: Progress, step: Any) -> Progress:
     groups = run.judge(view.contexts, drawn, stats)
     logp, pull = run.learner.read(view, groups.response)
     slope = jax.grad(run.loss)(logp, collection.prepared(groups, logp))
-    healthy = jnp.isfinite(total(jnp.abs(slope).sum(-1)).sum() + total(groups.reward).sum())
+    # One sum over all of them: what is infinite or nan stays so.
+    healthy = jnp.isfinite(total((jnp.abs(slope) + jnp.where(groups.mask, logp, 0)).sum(-1) + groups.reward).sum())
     return update(run, progress, pull(slope), first_bad(progress, healthy, step), step)
 
 
@@ -110,7 +111,7 @@ def first_bad(progress: Progress, healthy: Array, step: Any) -> Array:
 
 
 def update(run: Run, progress: Progress, gradient: Any, first_bad: Array, step: Any) -> Progress:
-    """Follow the gradient, unless the run is frozen: its slopes or rewards are not finite, or were not before."""
+    """Follow the gradient, unless the run is frozen: some number of it is not finite, or was not before."""
     params = progress.params
     change, optimizer = run.method.optimizer.update(gradient, progress.optimizer, params)
     rate = run.rate(step)
