@@ -72,9 +72,8 @@ def simulate(
         probe: decides what is recorded; see `State`. Make it once: it is compared by identity.
         every: record every so many steps.
         on_nonfinite: a run whose log-probabilities, rewards or forces are not finite, or whose loss is not where the
-            probe asks for it, stays as it is ("freeze"),
-            goes on ("keep"), or raises when it ends. Frozen and kept ones warn. Under jit and vmap nothing
-            is told: look at `first_bad_step`.
+            probe asks for it, stays as it is ("freeze"), goes on ("keep"), or raises when it ends. Frozen and kept
+            ones warn. Under jit and vmap nothing is told: look at `first_bad_step`.
 
     Returns:
         A `Result`; `record` holds steps / every + 1 rows.

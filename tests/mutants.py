@@ -373,7 +373,8 @@ ROWS: dict[str, list[tuple[str, str, str, str]]] = {
     "engine/steps.py": [
         (".sum(-1) + groups.reward).sum()", ".sum(-1)).sum()", "a reward that is no number passes for healthy",
          "test_simulate.py::test_a_run_whose_reward_is_no_number_is_reported_as_one_that_diverged[sampled-dpo]"),
-        ("jnp.abs(slope) + jnp.where(groups.mask, logp, 0)", "jnp.abs(slope)", "a policy that is nan passes for healthy",
+        ("jnp.abs(slope) + jnp.where(groups.mask, logp, 0)", "jnp.abs(slope)",
+         "a policy that is nan passes for healthy",
          "test_sweep.py::test_diverging_runs_are_reported_in_one_line_and_the_others_survive"),
         ("(step % (prompts // minibatch)) * minibatch", "(step % (prompts // minibatch))", "minibatches overlap",
          "test_gaps.py::test_minibatches_are_the_parts_of_a_collection"),
