@@ -110,10 +110,8 @@ def source_state(folder: Path) -> str | None:
     return None if commit == "(initial)" else commit + (" + changes" if changes else "")
 
 
-@functools.cache
-def package_state() -> str | None:
-    """Of the package itself; what has been imported does not change, and asking git takes longer than a short sweep."""
-    return source_state(Path(__file__).parent)
+# Asked once a process for each folder: git takes longer than a short sweep.
+_source_state = functools.cache(source_state)
 
 
 def provenance() -> dict[str, Any]:
@@ -122,7 +120,7 @@ def provenance() -> dict[str, Any]:
         "versions": versions(),
         "machine": machine(),
         "python": platform.python_version(),
-        "git": {"package": package_state(), "working folder": source_state(Path.cwd())},
+        "git": {"package": _source_state(Path(__file__).parent), "working folder": _source_state(Path.cwd())},
     }
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import itertools
 import json
@@ -21,7 +22,6 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,6 +40,7 @@ from bandit_pft.errors import (
     StoreError,
     check_integer,
     check_number,
+    default_device,
     devices,
     nearest,
     shown,
@@ -47,6 +48,7 @@ from bandit_pft.errors import (
 from bandit_pft.kernels import Compiled, on_cpu
 from bandit_pft.methods import ADAM, NUMERIC, SGD, Method
 from bandit_pft.metrics import UNITS
+from bandit_pft.policies import Policy
 from bandit_pft.probes import Probe, standard_probe
 from bandit_pft.problems import Problem
 from bandit_pft.simulate import (
@@ -243,10 +245,23 @@ class Tile(NamedTuple):
 
     def traced(self, settings: dict[str, Any]) -> tuple[Any, Any]:
         """The programs that begin and go on, for the shapes of `inputs`; traced once for each default device."""
-        problem, method = jax.tree.map(partial(_stacked, self.width), (self.rows[0].problem, self.rows[0].method))
-        keys = jax.ShapeDtypeStruct((self.width,), seed_keys([0]).dtype)
-        begun = begin_jit.trace(problem, method, keys, self.plan, **settings)
-        return begun, self.go.trace(problem, method, self.plan, *begun.out_info, np.int32(0), **going(settings))
+        structure, shapes = _shape((self.rows[0].problem, self.rows[0].method))
+        asked = tuple(settings.items())
+        return _traced(begin_jit, self.go, structure, shapes, self.width, self.plan, asked, default_device())
+
+
+@functools.lru_cache(maxsize=128)
+def _traced(
+    begin: Any, go: Any, structure: Any, shapes: tuple[Any, ...], width: int, plan: Plan, settings: tuple[Any, ...],
+    device: Any,
+) -> tuple[Any, Any]:  # fmt: skip
+    """JAX keeps programs too, but to ask it takes as long as a short run."""
+    problem, method = jax.tree.unflatten(
+        structure, [jax.ShapeDtypeStruct((width, *shape), dtype) for shape, dtype in shapes]
+    )
+    keys = jax.ShapeDtypeStruct((width,), seed_keys([0]).dtype)
+    begun = begin.trace(problem, method, keys, plan, **dict(settings))
+    return begun, go.trace(problem, method, plan, *begun.out_info, np.int32(0), **going(dict(settings)))
 
 
 def _tiles(
@@ -254,7 +269,6 @@ def _tiles(
     axes: dict[str, list[float]], settings: dict[str, Any], tile: int | None, on_nonfinite: OnNonfinite,
 ) -> tuple[list[Tile], float]:  # fmt: skip
     """All runs, sorted into tiles, and the bytes that their results take on disk. Nothing is compiled."""
-    one_key = jax.ShapeDtypeStruct((), seed_keys([0]).dtype)
     # Names must not split a program; NumPy leaves are what tiles are stacked from.
     plain_problems = [jax.tree.map(np.asarray, dataclasses.replace(problem, name="-")) for problem in problems]
     groups: dict[Any, tuple[Plan, list[Row]]] = {}
@@ -274,8 +288,7 @@ def _tiles(
         p, m, *point = rows[0].place[:-1]
         problem, method = problems[p], methods[m]
         check_run(problem, method, settings["steps"], settings["every"], on_nonfinite)
-        params = jax.tree.leaves(jax.eval_shape(rows[0].method.policy.init, one_key, rows[0].problem))
-        size = sum(x.size for x in params)
+        size = _size(rows[0].method.policy, *_shape(rows[0].problem))
         alone = settings["every"] > 1 and its.few and on_cpu()
         width = tile or (1 if alone else 32 if size <= 4096 else max(1, min(8, 204_800 // size)))
         at_point = [f"{axis}={values[i]!r}" for (axis, values), i in zip(axes.items(), point, strict=True)]
@@ -294,6 +307,19 @@ def _tiles(
     return tiles, room
 
 
+def _shape(tree: Any) -> tuple[Any, tuple[Any, ...]]:
+    leaves, structure = jax.tree.flatten(tree)
+    return structure, tuple((np.shape(x), jax.dtypes.canonicalize_dtype(np.asarray(x).dtype)) for x in leaves)
+
+
+@functools.lru_cache(maxsize=128)
+def _size(policy: Policy, structure: Any, shapes: tuple[Any, ...]) -> int:
+    """How many numbers a policy learns on problems of these shapes."""
+    problem = jax.tree.unflatten(structure, [jax.ShapeDtypeStruct(*x) for x in shapes])
+    key = jax.ShapeDtypeStruct((), seed_keys([0]).dtype)
+    return sum(x.size for x in jax.tree.leaves(jax.eval_shape(policy.init, key, problem)))
+
+
 def _side_by_side(trees: list[Any]) -> Any:
     """The trees' leaves stacked. A tile has few different trees, and stacking takes as long as a short run."""
     different = {id(tree): tree for tree in trees}
@@ -302,10 +328,6 @@ def _side_by_side(trees: list[Any]) -> Any:
     place = {name: i for i, name in enumerate(different)}
     index = np.asarray([place[id(tree)] for tree in trees])
     return jax.tree.map(lambda *leaves: np.stack([np.asarray(x) for x in leaves])[index], *different.values())
-
-
-def _stacked(width: int, x: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct((width, *np.shape(x)), jax.dtypes.canonicalize_dtype(np.asarray(x).dtype))
 
 
 def _variants(methods: list[Method], axes: dict[str, list[float]]) -> dict[tuple[int, ...], Method]:
