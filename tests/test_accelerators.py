@@ -119,9 +119,9 @@ def test_a_tile_of_a_sweep_asks_nothing_of_the_host_and_decides_nothing_by_its_n
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_on_a_cpu_each_of_these_runs_goes_on_by_its_numbers(name):
+def test_on_a_cpu_runs_over_many_actions_go_on_by_their_numbers(name):
     """So an accelerator's program is another one, and what is looked for is found where it is."""
-    assert decided_by_numbers(traced("cpu", name).jaxpr) == {"while"}
+    assert decided_by_numbers(traced("cpu", name).jaxpr) == ({"while"} if name.startswith("long") else set())
 
 
 def test_a_probe_that_asks_the_host_is_found():

@@ -1,6 +1,7 @@
 """How much a reader has to visit to follow one step of learning."""
 
 import sys
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -22,7 +23,8 @@ def entered(method: Method) -> list[tuple[str, str, int]]:
     """File, name and line of the package's functions, one for each time that tracing a step enters one."""
     problem = paper_bandit("R5")
     its = plan(problem, method)
-    known, progress = begin(problem, method, jax.random.key(0), its, steps=1, probe=standard_probe, every=1)
+    first = partial(begin, problem, method, plan=its, steps=1, probe=standard_probe, every=1)
+    known, progress = jax.eval_shape(first, jax.random.key(0))
     calls: list[tuple[str, str, int]] = []
 
     def note(frame, event, _):
