@@ -12,6 +12,10 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bandit_pft" / "test_programs"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+# A test compiles far longer than it computes, and so do the processes that it starts, which inherit this. Optimised in
+# full, as for users, with: XLA_FLAGS= JAX_DISABLE_MOST_OPTIMIZATIONS=0.
+os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false --xla_cpu_prefer_vector_width=128")
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 from jaxtyping import install_import_hook  # noqa: E402
 

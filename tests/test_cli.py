@@ -1,5 +1,6 @@
 """The command line does what it says, and explains wrong input in one line."""
 
+import contextlib
 import importlib.metadata
 import importlib.util
 import io
@@ -31,17 +32,26 @@ def numbers(line: str) -> list[float]:
     return [float(word.strip("[],")) for word in line.split() if word.strip("[],").replace(".", "").isdigit()]
 
 
-def test_run_prints_the_means_of_the_data_it_writes(tmp_path, capsys):
-    assert cli.main(["run", "dpo", *TINY, "--hyper", "beta=0.5", "--out", str(tmp_path)]) == 0
-    ds = load(tmp_path / "dpo.nc")
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory):
+    """The folder of a run, and what it printed."""
+    folder, out = tmp_path_factory.mktemp("ran"), io.StringIO()
+    with contextlib.redirect_stdout(out):
+        assert cli.main(["run", "dpo", *TINY, "--hyper", "beta=0.5", "--out", str(folder)]) == 0
+    return folder, out.getvalue()
+
+
+def test_run_prints_the_means_of_the_data_it_writes(ran):
+    folder, out = ran
+    ds = load(folder / "dpo.nc")
     last = ds["expected_reward"].isel(step=-1).values.ravel()
-    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("DPO"))
+    line = next(line for line in out.splitlines() if line.startswith("DPO"))
     assert numbers(line)[0] == pytest.approx(last.mean(), abs=5.1e-3)
     assert '"beta": 0.5' in ds.attrs["configuration"]
-    assert line in (tmp_path / "dpo.txt").read_text()
+    assert line in (folder / "dpo.txt").read_text()
     for stem in ("dpo", "dpo_queries", "dpo_frontier", "dpo_mass_R5"):
-        assert (tmp_path / f"{stem}.svg").exists()
-        assert (tmp_path / f"{stem}.png").exists()
+        assert (folder / f"{stem}.svg").exists()
+        assert (folder / f"{stem}.png").exists()
 
 
 @pytest.fixture
@@ -103,14 +113,13 @@ def test_a_hyper_parameter_goes_to_those_that_have_it_or_to_the_one_named(asked)
     assert [dict(method.hyper) for method in methods] == [{"beta": 0.3}, {"beta": 0.05}, {}]
 
 
-def test_length_problems_run_and_have_no_picture_over_actions(tmp_path, capsys):
-    command = ["run", "sft", "--problems", "min", "mode", "--steps", "2", "--seeds", "1", "--out", str(tmp_path)]
+def test_a_length_problem_runs_and_has_no_picture_over_actions(tmp_path, capsys):
+    command = ["run", "sft", "--problems", "mode", "--steps", "2", "--seeds", "1", "--out", str(tmp_path)]
     assert cli.main(command) == 0
     blocks = capsys.readouterr().out.split("\n\n")
     ds = load(tmp_path / "sft.nc")
-    for name in ("min-length", "mode-length"):
-        block = next(block for block in blocks if block.startswith(name))
-        assert f"{float(ds['expected_reward'].sel(problem=name)[0, 0, -1]):.2f}" in block
+    block = next(block for block in blocks if block.startswith("mode-length"))
+    assert f"{float(ds['expected_reward'].sel(problem='mode-length')[0, 0, -1]):.2f}" in block
     assert not list(tmp_path.glob("*mass*"))
 
 
@@ -234,16 +243,19 @@ def test_wrong_input_is_explained_in_one_line_with_exit_code_2(command, words, c
         ("g = 3\n", "module 'mine' has no attribute 'f'"),
     ],
 )
-def test_an_objective_whose_module_fails_is_refused_with_the_line(text, words, tmp_path):
+def test_an_objective_whose_module_fails_is_refused_with_the_line(text, words, tmp_path, monkeypatch, capsys):
     (tmp_path / "mine.py").write_text(text, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
     # As the installed command: Python's own path has the script's folder, not the one where it is called.
-    code = "import sys; sys.path.remove(''); from bandit_pft.cli import main; sys.exit(main(['list', 'mine:f']))"
-    settings = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=settings)
-    assert done.returncode == 2
-    assert done.stderr.startswith("bandit-pft: objective 'mine:f' cannot be loaded: ")
-    assert done.stderr.count("\n") == 1
-    assert words.format(folder=tmp_path) in done.stderr
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if place])
+    try:
+        assert cli.main(["list", "mine:f"]) == 2
+    finally:
+        sys.modules.pop("mine", None)
+    err = capsys.readouterr().err
+    assert err.startswith("bandit-pft: objective 'mine:f' cannot be loaded: ")
+    assert err.count("\n") == 1
+    assert words.format(folder=tmp_path) in err
 
 
 @pytest.mark.parametrize(
@@ -528,14 +540,24 @@ def test_output_without_an_encoding_of_its_own_is_left_as_it_is(monkeypatch):
 PLAIN_C = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 
 
+# The command, with what was computed before in the place of a run.
+REPLAYED = """\
+import sys
+from bandit_pft import cli, commands, load
+ds = load(sys.argv.pop(1))
+commands.sweep = lambda *_, **__: ds
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
 @pytest.mark.parametrize("setting", [{"PYTHONIOENCODING": "cp1252"}, {"PYTHONIOENCODING": "ascii"}, PLAIN_C])
-def test_no_encoding_of_the_terminal_stops_a_run_and_files_are_utf_8_in_any(setting, tmp_path):
-    command = [sys.executable, "-m", "bandit_pft", "run", "sft", *TINY, "--problems", "min", "--out", str(tmp_path)]
+def test_no_encoding_of_the_terminal_stops_a_run_and_files_are_utf_8_in_any(setting, ran, tmp_path):
+    command = [sys.executable, "-c", REPLAYED, str(ran[0] / "dpo.nc"), "run", "dpo", *TINY, "--out", str(tmp_path)]
     clean = {name: value for name, value in os.environ.items() if name not in ("LANG", "PYTHONIOENCODING", "COLUMNS")}
     done = subprocess.run(command, capture_output=True, env={**clean, **setting})
     assert done.returncode == 0, done.stderr
     assert b"KL(pi||ref) nats" in done.stdout
-    assert "KL(π‖ref) nats" in (tmp_path / "sft.txt").read_text(encoding="utf-8")
+    assert "KL(π‖ref) nats" in (tmp_path / "dpo.txt").read_text(encoding="utf-8")
 
 
 def test_lines_end_before_a_narrow_terminal_does_and_stay_whole_in_a_file(capsys, monkeypatch):
@@ -557,8 +579,9 @@ def test_lines_end_before_a_narrow_terminal_does_and_stay_whole_in_a_file(capsys
 
 
 @pytest.mark.parametrize("width", [40, 80, 100])
-def test_a_table_fits_the_terminal_and_its_file_has_whole_lines(width, tmp_path, capsys, monkeypatch):
+def test_a_table_fits_the_terminal_and_its_file_has_whole_lines(width, ran, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setattr(commands, "sweep", lambda *_, **__: load(ran[0] / "dpo.nc"))
     assert cli.main(["run", "dpo", *TINY, "--out", str(tmp_path)]) == 0
     printed = capsys.readouterr().out.strip().split("\n\n")
     kept = (tmp_path / "dpo.txt").read_text(encoding="utf-8").split("\n\n")
