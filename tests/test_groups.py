@@ -218,7 +218,7 @@ def test_equal_rewards_are_neither_above_nor_below_their_mean(how: str) -> None:
         weight = np.where(np.arange(n) % 3 == 2, 0, rng.uniform(0.1, 1, (batch, n)))
         equal[:, np.arange(n) % 3 == 2] = 7.0  # Padding.
         f = (
-            jax.vmap(judged)
+            jax.jit(jax.vmap(judged))
             if how == "compiled"
             else lambda r, w: [jnp.stack(x) for x in zip(*map(judged, r, w), strict=True)]
         )
