@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
 import shutil
@@ -41,6 +42,20 @@ def tiny(objective: str, sampled: bool, actions: int = 100) -> Task:
     return Task("", objective, sampled, actions, 2, 128 if sampled else 2, 60 if sampled else 30)
 
 
+@pytest.fixture
+def one_thread():
+    """Of PyTorch's: over arrays this small more only wait for one another, and burn time."""
+    if not NEEDED["torch"]:
+        yield
+        return
+    torch = importlib.import_module("torch")
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("peer", [p for p in PEERS if NEEDED.get(p.name)], ids=lambda p: p.name)
 def test_another_language_reaches_the_same_policies_as_numpy(peer):
     for sampled, names in ((False, ALL_EXACT), (True, ALL_SAMPLED)):
@@ -94,6 +109,7 @@ def test_one_command_writes_a_report_in_which_the_package_agrees_with_its_peers(
 
 
 # --- Adam, networks --------------------------------------------------------------------------------------------------
+@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("peer", OTHERS, ids=lambda p: p.name)
 def test_adam_takes_a_table_to_the_same_policies_in_every_library(peer):
     several = tiny("reinforce", False)._replace(adam=True, rate=0.03)
