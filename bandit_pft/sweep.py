@@ -233,7 +233,7 @@ class Tile(NamedTuple):
     program: str  # Named after the first run that it is for.
 
     @property
-    def go(self) -> Compiled:
+    def go(self) -> Any:
         """The program that goes on."""
         return go_jit if self.width == 1 else go_many_jit
 
