@@ -36,7 +36,8 @@ browser: $(VENV)/$(EXTRAS).stamp
 notebooks: $(VENV)/test.stamp  ## run every notebook at full size, from top to bottom
 	$(BIN)/jupyter nbconvert --execute --to notebook --output-dir "$$(mktemp -d)" notebooks/*.ipynb
 
-# Lanes compile as for users (see tests/conftest.py), have folders of their own, and fail where their Python is missing; PYTHON=... says where it is.
+# Lanes compile as for users (see tests/conftest.py), have folders of their own, and fail where their Python is missing;
+# PYTHON=... says where it is.
 test-lowest test-between test-newest: export XLA_FLAGS =
 test-lowest test-between test-newest: export JAX_DISABLE_MOST_OPTIMIZATIONS = 0
 test-lowest: PYTHON = python3.11

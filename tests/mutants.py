@@ -330,7 +330,7 @@ ROWS: dict[str, list[tuple[str, str, str, str]]] = {
         ("[place[id(tree)] for tree in trees]", "[0 for tree in trees]", "all runs of a tile are the first",
          "test_sweep.py::test_a_grid_gives_one_axis_for_each_name_and_matches_single_runs"),
     ],
-    "engine/learners.py": [
+    "engine/tables.py": [
         ("spread(slope)[0] - view.mass * sums[:, None]", "spread(slope)[0]", "logits move as log-probabilities do",
          "test_simulate.py::test_exact_dynamics_are_those_of_a_float64_loop_in_numpy[reinforce]"),
         ("jnp.where(jnp.abs(sums) <= BALANCED * sizes, 0, sums)", "sums", "what nobody drew moves by rounding",
@@ -344,12 +344,14 @@ ROWS: dict[str, list[tuple[str, str, str, str]]] = {
          "test_simulate.py::test_a_context_whose_normaliser_is_found_anew_leaves_the_others_alone"),
         ("uniform_at(key, jnp.asarray(step), shape)", "uniform_at(key, jnp.asarray(0), shape)",
          "every collection has the same numbers", KEYS),
+        ("weight = 1 / method.num_responses", "weight = 1.0", "1 / N is missing", FORCES),
+    ],
+    "engine/learners.py": [
         ("jax.random.uniform(key, (n, 1)))(mix_key) < method.on_policy",
          "jax.random.uniform(key, (n, 1)))(mix_key) > method.on_policy",
          "the on-policy share is the offline one", MIXED),
         ("jnp.where(mine, *scores)", "jnp.where(mine, *scores[::-1])", "old log-probabilities of the other source",
          MIXED),
-        ("weight = 1 / method.num_responses", "weight = 1.0", "1 / N is missing", FORCES),
     ],
     "engine/state.py": [
         ("bool(minus_inf(logits).any())", "False", "what is forbidden is overlooked",

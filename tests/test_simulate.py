@@ -34,7 +34,7 @@ from bandit_pft import (
     transformer,
 )
 from bandit_pft.engine import few as few_steps
-from bandit_pft.engine import learners, loop
+from bandit_pft.engine import loop, tables
 from bandit_pft.engine import state as planning
 from bandit_pft.engine.steps import Run
 from bandit_pft.errors import ConfigError, DomainError, NumericsError, ResourceError, ShapeError
@@ -473,7 +473,7 @@ def test_normalisers_found_near_the_last_ones_give_the_same_runs(
     go = lambda: simulate(long_problem(forbidden, actions), method, 0, steps=30)
     near = go()
     jax.clear_caches()
-    monkeypatch.setattr(learners, "on_cpu", lambda: False)
+    monkeypatch.setattr(tables, "on_cpu", lambda: False)
     plain = go()
     jax.clear_caches()
     for key, wanted in plain.record.items():

@@ -8,8 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from bandit_pft.engine.learners import Learner, View
-from bandit_pft.engine.state import Chance, Drawn, Plan
+from bandit_pft.engine.state import Chance, Drawn, Learner, Plan, View
 from bandit_pft.groups import ExactGroup, Group, prepare, weighted_mean
 from bandit_pft.kernels import total
 from bandit_pft.methods import Method, batch_sizes

@@ -14,9 +14,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from bandit_pft.engine.collection import prepared
-from bandit_pft.engine.learners import BALANCED, View
-from bandit_pft.engine.state import Drawn, Progress
+from bandit_pft.engine.state import Drawn, Progress, View
 from bandit_pft.engine.steps import Run, look
+from bandit_pft.engine.tables import BALANCED
 from bandit_pft.kernels import mass_tree, replace_in_tree, sample_from_tree, total
 from bandit_pft.policies import softmax_table
 from bandit_pft.problems import log_softmax

@@ -1,7 +1,8 @@
-"""What a run is made of: its plan, what it knows from the start, and how far it has come."""
+"""What a run is made of: its plan, its learner, what it knows from the start, and how far it has come."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key, PyTree
 
+from bandit_pft.engine.sources import Source
 from bandit_pft.errors import is_traced
 from bandit_pft.kernels import SPARSE
 from bandit_pft.methods import SGD, Method, batch_sizes
@@ -19,6 +21,8 @@ from bandit_pft.problems import Problem
 
 OnNonfinite = Literal["freeze", "raise", "keep"]
 FOREVER = 2**30  # Gradient steps that no run takes.
+
+Pull = Callable[[Array], PyTree]
 
 
 @partial(
@@ -77,6 +81,46 @@ class Drawn(NamedTuple):
     old: Float[Array, "B N T"]
     weight: Any
     noise: Any
+
+
+class View(NamedTuple):
+    """What a learner sees of itself in some contexts; where it has no table, its parameters alone.
+
+    Attributes:
+        table: log-probabilities [nats] of all responses. mass: their probabilities.
+        back: a slope in the table -> the gradient in the parameters.
+    """
+
+    params: PyTree
+    contexts: Int[Array, " M"]
+    table: Any = None
+    mass: Any = None
+    back: Any = None
+
+
+class Learner(NamedTuple):
+    """How one policy learns on one problem, in many contexts at once.
+
+    Attributes:
+        near: what is kept from one look to the next, at first; None for most.
+        look: (params, near, contexts [M]) -> (view, near).
+        read: (view, response [M, N, T]) -> (logp [M, N, T], pull), and pull takes a slope there to the parameters.
+        random: (key, step) -> what the collection of this step is drawn with.
+        draw: (view, random) -> a collection of N responses, or of all, to each of the view's contexts.
+        lay: (contexts, drawn) -> responses [M, N, T], their mask and their weights [M, N].
+        table: (params, contexts) -> [M, A], or None where responses cannot be enumerated.
+        reference, data: what it is held to, and where offline responses come from.
+    """
+
+    near: Any
+    look: Callable[[PyTree, Any, Int[Array, " M"]], tuple[View, Any]]
+    read: Callable[[View, Any], tuple[Float[Array, "M N T"], Pull]]
+    random: Callable[[Key[Array, ""], Any], Any]
+    draw: Callable[[View, Any], Drawn]
+    lay: Callable[[Int[Array, " M"], Drawn], tuple[Array, Array, Array]]
+    table: Any
+    reference: Source
+    data: Source
 
 
 class Progress(NamedTuple):

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from bandit_pft.engine import collection
-from bandit_pft.engine.learners import Learner, View, choose
-from bandit_pft.engine.state import Chance, Drawn, Known, Plan, Progress
+from bandit_pft.engine.learners import choose
+from bandit_pft.engine.state import Chance, Drawn, Known, Learner, Plan, Progress, View
 from bandit_pft.groups import ExactGroup, Group
 from bandit_pft.kernels import total
 from bandit_pft.methods import Method, batch_sizes
