@@ -510,10 +510,10 @@ def test_a_context_whose_normaliser_is_found_anew_leaves_the_others_alone():
 
     def first(scale):
         problem = bandit(jnp.asarray([reward, scale * reward]), features=jnp.zeros((2, 1)))
-        method = Method("reinforce", data="exact", learning_rate=1.0, optimizer=SGD)
+        method = Method("reinforce", data="exact", learning_rate=3000.0, optimizer=SGD)
         return simulate(problem, method, 0, steps=4, probe=whole).record["log_prob"][:, 0]
 
-    np.testing.assert_array_equal(first(1e7), first(1.0))
+    np.testing.assert_array_equal(first(1e4), first(1.0))
 
 
 @pytest.mark.parametrize(("name", "on_policy"), [("dpo", 0.0), ("ipo", 0.0), ("rloo", 1.0), ("grpo", 1.0)])
