@@ -83,7 +83,7 @@ def test_no_device_ever_holds_all_actions(runs, case):
     contexts, actions = sharder.problem(case).ref_logits[:, 0].shape
     assert whole["largest"] >= contexts * (actions - 200)  # So that one would be seen.
     assert split["largest"] <= contexts * actions / 4
-    assert split["temporary"] < whole["temporary"] / 3
+    assert split["temporary"] < whole["temporary"] / 2  # Of 4 devices; they also hold what they exchange.
 
 
 @pytest.mark.parametrize("case", sharder.METHODS)
