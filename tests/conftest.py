@@ -40,7 +40,8 @@ MARKED = {
     "slow": (
         "benchmarks", "claims", "cli", "devices", "documents", "exact", "explorer", "explorer_browser", "explorer_live",
         "identities", "kernels", "literature_offline", "literature_online", "mutants", "notebooks", "packaging",
-        "pallas", "paper", "plots", "policies", "probes", "properties", "reading", "simulate", "store", "sweep", "theory",
+        "pallas", "paper", "plots", "policies", "probes", "properties", "reading", "simulate", "store", "sweep",
+        "theory",
     ),
 }  # fmt: skip
 
