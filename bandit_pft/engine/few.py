@@ -13,13 +13,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from bandit_pft.engine.collection import prepared
 from bandit_pft.engine.state import Drawn, Progress, View
-from bandit_pft.engine.steps import Run, look
+from bandit_pft.engine.steps import Run, study
 from bandit_pft.engine.tables import BALANCED
 from bandit_pft.kernels import mass_tree, replace_in_tree, sample_from_tree, total
 from bandit_pft.policies import softmax_table
-from bandit_pft.problems import log_softmax
 
 
 class Masses(NamedTuple):
@@ -36,7 +34,7 @@ class Masses(NamedTuple):
 
 def stretches(run: Run, progress: Progress, step: Any, end: Any) -> tuple[Any, Progress]:
     """As many such steps as there are from this one up to before `end`: the next step, and what is left."""
-    ref = log_softmax(run.problem.ref_logits[:, 0])
+    ref = run.learner.reference.table(run.known.order)
     by_few = run._replace(learner=on_few(run, ref))
     # Further away, masses overflow or too many of them are 0.
     near = lambda masses: (jnp.abs(masses.norm - masses.near) < 30).all()
@@ -81,10 +79,8 @@ def on_few(run: Run, ref: Float[Array, "S A"]) -> Any:
 def learn_on_few(run: Run, ref: Array, progress: Progress, step: Any) -> tuple[Progress, Array]:
     """One step, and whether it was taken: not if forces do not cancel, nor if they are not finite or the run is frozen;
     then nothing is changed."""
-    view, kept, drawn, stats = look(run, progress, step)
-    groups = run.judge(view.contexts, drawn, stats)
-    logp, _ = run.learner.read(view, groups.response)
-    slope, action = jax.grad(run.loss)(logp, prepared(groups, logp))[..., 0], groups.response[..., 0]
+    kept, groups, logp, _ = study(run, progress, step)
+    slope, action = jax.grad(run.loss)(logp, groups)[..., 0], groups.response[..., 0]
     cancel = (jnp.abs(total(slope)) <= BALANCED * total(jnp.abs(slope))).all()
     cancel &= jnp.isfinite(groups.reward).all() & jnp.isfinite(logp).all()
     taken = cancel & ((progress.first_bad_step < 0) | ~run.plan.freeze)

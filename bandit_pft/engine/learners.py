@@ -6,6 +6,7 @@ that needs it; the loop asks no questions.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -17,8 +18,8 @@ from bandit_pft.engine.sources import (
     at_all,
     at_chosen,
     bandit_source,
-    per_context,
     policy_source,
+    policy_table,
     sequence_source,
 )
 from bandit_pft.engine.state import Drawn, Known, Learner, Plan, Pull, View
@@ -67,7 +68,7 @@ def sequences(problem: Problem, method: Method, plan: Plan, reference: Source, d
     def draw(view: View, words: Array) -> Drawn:
         keys = jax.random.wrap_key_data(words, impl="threefry2x32")
         own_key, data_key, mix_key = jnp.moveaxis(jax.vmap(lambda key: jax.random.split(key, 3))(keys), 1, 0)
-        scores, responses = [], []
+        responses = []
         if plan.regime != "data":
             sample = lambda context, key: policy.sample(view.params, problem, context, key, n)
             responses.append(jax.vmap(sample)(view.contexts, own_key))
@@ -87,9 +88,7 @@ def sequences(problem: Problem, method: Method, plan: Plan, reference: Source, d
         return drawn.response, mask, jnp.full(mask.shape[:2], 1 / n)
 
     look = lambda params, near, contexts: (View(params, contexts), near)
-    own: Any = policy.table
-    table = lambda params, contexts: per_context(lambda c: own(params, problem, c), contexts, problem)
-    table = table if own is not None and problem.enumerable else None
+    table = partial(policy_table, problem, policy) if policy.table is not None and problem.enumerable else None
     return Learner(None, look, read, words, draw, lay, table, reference, data)
 
 

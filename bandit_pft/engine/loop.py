@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Key
 
-from bandit_pft.engine import collection, few
+from bandit_pft.engine import few
 from bandit_pft.engine.state import Known, Plan, Progress
-from bandit_pft.engine.steps import Run, first_bad, learn, look
+from bandit_pft.engine.steps import Run, first_bad, learn, study
 from bandit_pft.errors import naming
 from bandit_pft.groups import prepare
 from bandit_pft.kernels import on_cpu
@@ -23,10 +23,7 @@ from bandit_pft.proxy import fit_proxy
 
 def batch(run: Run, progress: Progress, step: Any) -> dict[str, Any]:
     """The batch that a run is about to learn from, with its loss and forces."""
-    view, _, drawn, stats = look(run, progress, step)
-    groups = run.judge(view.contexts, drawn, stats)
-    logp, _ = run.learner.read(view, groups.response)
-    groups = collection.prepared(groups, logp)
+    _, groups, logp, _ = study(run, progress, step)
     loss, slope = jax.value_and_grad(run.loss)(logp, groups)
     return {"groups": groups, "logp": logp, "loss": loss, "force": -slope}
 
@@ -70,14 +67,16 @@ def begin(problem: Problem, method: Method, key: Key[Array, ""], plan: Plan, *, 
     if method.proxy is not None:
         known = known._replace(proxy=fitted(problem, method, plan, known, proxy_key))
     run = Run.of(problem, method, plan, known)
-    drawn = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(run.first)[0])
+    drawn = None
+    if plan.collects == "sometimes":  # The first step collects.
+        drawn = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(run.first)[0])
     progress = Progress(
         row=jnp.zeros((), jnp.int32),
         params=known.params,
         optimizer=method.optimizer.init(known.params),
         near=run.learner.near,
         ahead=None if plan.collects == "once" else run.chance(0),
-        drawn=drawn if plan.collects == "sometimes" else None,
+        drawn=drawn,
         stats=run.stats(),
         first_bad_step=jnp.full((), -1, jnp.int32),
         record=None,

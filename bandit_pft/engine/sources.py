@@ -49,6 +49,12 @@ def per_context(f: Callable[[Any], Array], contexts: Int[Array, " M"], problem: 
     return f(0)[None] if problem.num_contexts == 1 else jax.vmap(f)(contexts)
 
 
+def policy_table(problem: Problem, policy: Policy, params: PyTree, contexts: Int[Array, " M"]) -> Float[Array, "M A"]:
+    """Log-probabilities [nats] of all responses under a policy that lists them."""
+    table: Any = policy.table
+    return per_context(lambda context: table(params, problem, context), contexts, problem)
+
+
 def bandit_source(problem: Problem, logits: Float[Array, "S T V"], read: Reader) -> Source:
     """The actions of a bandit, normalised once."""
     everywhere = log_softmax(logits[:, 0])
@@ -74,8 +80,7 @@ def policy_source(problem: Problem, policy: Policy, params: PyTree, read: Reader
     sample = lambda context, key, n: policy.sample(params, problem, context, key, n)
     if policy.table is None or not problem.enumerable:
         return Source(None, log_prob, sample)
-    table = policy.table
-    listed = lambda contexts: per_context(lambda c: table(params, problem, c), contexts, problem)
+    listed = lambda contexts: policy_table(problem, policy, params, contexts)
     if problem.length > 1:
         return Source(listed, log_prob, sample)
     return Source(listed, lambda contexts, response: read(listed(contexts), response), sample)

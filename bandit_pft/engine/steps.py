@@ -10,7 +10,7 @@ from jaxtyping import Array, Int
 
 from bandit_pft.engine import collection
 from bandit_pft.engine.learners import choose
-from bandit_pft.engine.state import Chance, Drawn, Known, Learner, Plan, Progress, View
+from bandit_pft.engine.state import Chance, Drawn, Known, Learner, Plan, Progress, Pull, View
 from bandit_pft.groups import ExactGroup, Group
 from bandit_pft.kernels import total
 from bandit_pft.methods import Method, batch_sizes
@@ -94,12 +94,18 @@ def look(run: Run, progress: Progress, step: Any) -> tuple[View, Any, Drawn, Any
     return view, kept, jax.tree.map(cut, drawn), stats
 
 
-def learn(run: Run, progress: Progress, step: Any) -> Progress:
-    """One gradient step of one run."""
+def study(run: Run, progress: Progress, step: Any) -> tuple[Progress, Group, Array, Pull]:
+    """The batch to learn from, prepared; the learner's log-probabilities of it, and how slopes there reach it."""
     view, progress, drawn, stats = look(run, progress, step)
     groups = run.judge(view.contexts, drawn, stats)
     logp, pull = run.learner.read(view, groups.response)
-    slope = jax.grad(run.loss)(logp, collection.prepared(groups, logp))
+    return progress, collection.prepared(groups, logp), logp, pull
+
+
+def learn(run: Run, progress: Progress, step: Any) -> Progress:
+    """One gradient step of one run."""
+    progress, groups, logp, pull = study(run, progress, step)
+    slope = jax.grad(run.loss)(logp, groups)
     # One sum over all of them: what is infinite or nan stays so.
     healthy = jnp.isfinite(total((jnp.abs(slope) + jnp.where(groups.mask, logp, 0)).sum(-1) + groups.reward).sum())
     return update(run, progress, pull(slope), first_bad(progress, healthy, step), step)

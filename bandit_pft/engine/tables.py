@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from bandit_pft.engine.sources import Reader, Source, per_context, rows
+from bandit_pft.engine.sources import Reader, Source, per_context, policy_table, rows
 from bandit_pft.engine.state import Drawn, Learner, Plan, Pull, View
 from bandit_pft.kernels import levels, logsumexp, on_cpu, sample_from_mass, total, uniform_at
 from bandit_pft.methods import Method, batch_sizes
@@ -83,10 +84,7 @@ def normalised(logits: Callable[[PyTree], Array], params: PyTree, near: Array) -
 
 def listed(problem: Problem, method: Method, plan: Plan, read: Reader, reference: Source, data: Source) -> Learner:
     """Any policy that has a table of all actions: its gradient is JAX's."""
-    own: Any = method.policy.table
-
-    def table(params: PyTree, contexts: Array) -> Float[Array, "M A"]:
-        return per_context(lambda c: own(params, problem, c), contexts, problem)
+    table = partial(policy_table, problem, method.policy)
 
     def look(params: PyTree, near: Any, contexts: Array) -> tuple[View, Any]:
         found, back = jax.vjp(lambda p: table(p, contexts), params)
